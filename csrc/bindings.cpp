@@ -1,0 +1,76 @@
+// Python's view of the extension. No logic lives here.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/engine.h"
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+#include "tensor_list.h"
+#ifdef FUSEDCLIP_WITH_CUDA
+#include "cuda/engine.h"
+#endif
+
+namespace fusedclip {
+namespace {
+
+cpu::Work work(const TensorList& list) { return {list.segments, list.tiling}; }
+
+template <class F>
+auto unlocked(F f) {
+  const py::gil_scoped_release release;
+  return f();
+}
+
+double* as_doubles(uintptr_t address) { return reinterpret_cast<double*>(address); }
+
+py::list instruction_sets() {
+  const cpu::Kernels* sets[4];
+  py::list names;
+  for (int i = 0, n = cpu::kernel_sets(sets, 4); i < n; ++i) names.append(sets[i]->name);
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled engines. Addresses are data_ptr() of contiguous fp64 tensors on the list's device.";
+  m.attr("version") = FUSEDCLIP_VERSION;
+  m.attr("has_threads") = cpu::kHasThreads;
+  m.attr("cuda_architectures") = FUSEDCLIP_CUDA_ARCHITECTURES;  // empty: built without the CUDA half
+  m.def("instruction_sets", &instruction_sets);
+
+  py::class_<TensorList>(m, "TensorList")
+      .def("__len__", &TensorList::size)
+      .def_readonly("tensors", &TensorList::tensors)
+      .def_readonly("positions", &TensorList::positions)
+      .def_readonly("sources", &TensorList::sources)
+      .def_readonly("has_float64", &TensorList::has_float64)
+      .def_property_readonly("nbytes", [](const TensorList& l) { return l.tiling.bytes(); })
+      .def_property_readonly("device", [](const TensorList& l) {
+        return py::make_tuple(static_cast<int>(l.device.device_type), l.device.device_id);
+      });
+  m.def("bind_torch", &bind_torch);
+  m.def("collect", &collect, py::arg("items"), py::arg("attribute").none(true));
+
+  m.def("cpu_lift", [](const TensorList& l, double p, int threads, uintptr_t out) {
+    unlocked([&] { cpu::lift(work(l), p, threads, as_doubles(out)); });
+  });
+  m.def("cpu_norm", [](const TensorList& l, double p, int threads) {
+    return unlocked([&] { return cpu::norm(work(l), p, threads); });
+  });
+  m.def("cpu_clip", [](const TensorList& l, double p, double max_norm, double eps, bool zero_nonfinite, int threads) {
+    const auto r = unlocked([&] { return cpu::clip(work(l), p, {max_norm, eps, zero_nonfinite}, threads); });
+    return py::make_tuple(r.norm, r.coef);
+  });
+  m.def("cpu_scale", [](const TensorList& l, uintptr_t coefs, bool per_tensor, bool zero, int threads) {
+    return unlocked([&] { return cpu::scale(work(l), as_doubles(coefs), per_tensor, zero, threads); });
+  });
+  m.def("cpu_clamp", [](const TensorList& l, double bound, int threads) {
+    return unlocked([&] { return cpu::clamp(work(l), bound, threads); });
+  });
+#ifdef FUSEDCLIP_WITH_CUDA
+  m.def("cuda_device_count", &cuda::device_count);
+#endif
+}
+
+}  // namespace fusedclip

@@ -1,0 +1,42 @@
+// Which of the compiled instruction sets this processor can run.
+#include "kernels.h"
+
+namespace fusedclip::cpu {
+
+namespace baseline {
+extern const Kernels table;
+}
+#ifdef FUSEDCLIP_X86_SETS
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+#endif
+
+int kernel_sets(const Kernels** out, int capacity) {
+  int n = 0;
+  const auto add = [&](const Kernels& set) {
+    if (n < capacity) out[n++] = &set;
+  };
+#ifdef FUSEDCLIP_X86_SETS
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq"))
+    add(avx512::table);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) add(avx2::table);
+#endif
+  add(baseline::table);
+  return n;
+}
+
+const Kernels& kernels() {
+  static const Kernels* const best = [] {
+    const Kernels* first = nullptr;
+    kernel_sets(&first, 1);
+    return first;
+  }();
+  return *best;
+}
+
+}  // namespace fusedclip::cpu

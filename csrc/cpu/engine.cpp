@@ -1,0 +1,148 @@
+#include "engine.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace fusedclip::cpu {
+namespace {
+
+// Bytes that are worth a thread. Waking one costs about 5 us and 1 MiB takes 20 us to read; on a machine whose cores
+// are busy, a team of two can lose a whole time slice (16 ms were seen), which small lists must not be exposed to.
+constexpr int64_t kBytesPerThread = 1024 * 1024;
+
+int threads_for(const Work& work, int max_threads) {
+  const int64_t useful = work.tiling.bytes() / kBytesPerThread;
+  return static_cast<int>(std::clamp<int64_t>(useful, 1, max_threads));
+}
+
+struct Share {
+  int64_t begin, end;
+};
+
+Share share_of(const Work& work, int thread, int threads) {
+  return {share_begin(work.tiling, work.segments, thread, threads),
+          share_begin(work.tiling, work.segments, thread + 1, threads)};
+}
+
+template <class Body>
+void forwards(const Work& work, Share share, const Body& body) {
+  const auto& first = work.tiling.first_tile;
+  if (share.begin == share.end) return;
+  int64_t s = segment_at(first, share.begin);
+  for (int64_t tile = share.begin; tile < share.end; ++tile) {
+    while (first[s + 1] <= tile) ++s;
+    body(tile, tile_of(work.tiling, work.segments, s, tile));
+  }
+}
+
+// The write pass goes backwards: what the read pass saw last is still in the cache.
+template <class Body>
+void backwards(const Work& work, Share share, const Body& body) {
+  const auto& first = work.tiling.first_tile;
+  if (share.begin == share.end) return;
+  int64_t s = segment_at(first, share.end - 1);
+  for (int64_t tile = share.end - 1; tile >= share.begin; --tile) {
+    while (first[s] > tile) --s;
+    body(tile_of(work.tiling, work.segments, s, tile));
+  }
+}
+
+void read_share(const Work& work, Norm norm, double p, Share share, std::vector<double>& partials) {
+  const Kernels& k = kernels();
+  forwards(work, share, [&](int64_t tile, const Tile& t) {
+    partials[tile] = k.lift(work.segments[t.segment].dtype, norm, p, t.data, t.count);
+  });
+}
+
+void write_share(const Work& work, const double* coefs, int64_t stride, bool zero, Share share) {
+  const Kernels& k = kernels();
+  backwards(work, share, [&](const Tile& t) {
+    const double coef = coefs[t.segment * stride];
+    const DType dtype = work.segments[t.segment].dtype;
+    if (coef == 1) return;
+    if (coef == 0 && zero)
+      std::memset(t.data, 0, t.count * size_of(dtype));
+    else
+      k.scale(dtype, coef, t.data, t.count);
+  });
+}
+
+// In tile order, whoever computed the partials: the same bits for any number of threads.
+double combine_segment(const Work& work, Norm norm, const std::vector<double>& partials, int64_t s) {
+  double lifted = identity(norm);
+  for (int64_t tile = work.tiling.first_tile[s]; tile < work.tiling.first_tile[s + 1]; ++tile)
+    lifted = combine(norm, lifted, partials[tile]);
+  return lifted;
+}
+
+double combine_all(const Work& work, Norm norm, const std::vector<double>& partials) {
+  double total = identity(norm);
+  for (size_t s = 0; s < work.segments.size(); ++s)
+    total = combine(norm, total, of_tensor(norm, combine_segment(work, norm, partials, s)));
+  return total;
+}
+
+std::vector<double> read_all(const Work& work, Norm norm, double p, int max_threads) {
+  std::vector<double> partials(work.tiling.tiles());
+  in_parallel(threads_for(work, max_threads),
+              [&](int thread, int threads) { read_share(work, norm, p, share_of(work, thread, threads), partials); });
+  return partials;
+}
+
+}  // namespace
+
+void lift(const Work& work, double p, int max_threads, double* out) {
+  const Norm norm = norm_of(p);
+  const std::vector<double> partials = read_all(work, norm, p, max_threads);
+  for (size_t s = 0; s < work.segments.size(); ++s) out[s] = combine_segment(work, norm, partials, s);
+}
+
+double norm(const Work& work, double p, int max_threads) {
+  const Norm norm = norm_of(p);
+  return finish(norm, combine_all(work, norm, read_all(work, norm, p, max_threads)), p);
+}
+
+Clipped clip(const Work& work, double p, const ClipRule& rule, int max_threads) {
+  const Norm norm = norm_of(p);
+  std::vector<double> partials(work.tiling.tiles());
+  Clipped result{};
+  in_parallel(threads_for(work, max_threads), [&](int thread, int threads) {
+    const Share share = share_of(work, thread, threads);
+    read_share(work, norm, p, share, partials);
+    if (threads > 1) team_barrier();
+    if (thread == 0) {
+      result.norm = finish(norm, combine_all(work, norm, partials), p);
+      result.coef = coefficient(result.norm, rule);
+    }
+    if (threads > 1) team_barrier();
+    if (result.coef != 1) write_share(work, &result.coef, 0, rule.zero_nonfinite, share);
+  });
+  return result;
+}
+
+bool scale(const Work& work, const double* coefs, int64_t stride, bool zero, int max_threads) {
+  bool any = false;
+  const size_t count = stride == 0 ? 1 : work.segments.size();
+  for (size_t s = 0; s < count; ++s) any |= coefs[s] != 1;
+  if (!any) return false;
+  in_parallel(threads_for(work, max_threads), [&](int thread, int threads) {
+    write_share(work, coefs, stride, zero, share_of(work, thread, threads));
+  });
+  return true;
+}
+
+bool clamp(const Work& work, double bound, int max_threads) {
+  const Kernels& k = kernels();
+  std::atomic<bool> changed{false};
+  in_parallel(threads_for(work, max_threads), [&](int thread, int threads) {
+    backwards(work, share_of(work, thread, threads), [&](const Tile& t) {
+      if (k.clamp(work.segments[t.segment].dtype, bound, t.data, t.count)) changed = true;
+    });
+  });
+  return changed;
+}
+
+}  // namespace fusedclip::cpu

@@ -1,0 +1,38 @@
+// The CPU engine: the kernels over all tiles of a list, on several threads.
+#pragma once
+
+#include <vector>
+
+#include "../norm_ops.h"
+#include "../tiling.h"
+
+namespace fusedclip::cpu {
+
+// The part of a TensorList that the engine reads: no Python in here, so that it runs without the interpreter's lock.
+struct Work {
+  const std::vector<Segment>& segments;
+  const Tiling& tiling;
+};
+
+struct Clipped {
+  double norm;
+  double coef;
+};
+
+// out[s] = the lifted value of segment s, for all segments. Reads every element once.
+void lift(const Work& work, double p, int max_threads, double* out);
+
+// The norm of all segments together.
+double norm(const Work& work, double p, int max_threads);
+
+// The norm, then every element times the coefficient unless that is 1. One parallel region for both passes.
+Clipped clip(const Work& work, double p, const ClipRule& rule, int max_threads);
+
+// Segment s times coefs[s * stride]; 1 writes nothing. Where the coefficient is 0 and `zero`, stores zeros, so that
+// inf and NaN don't survive as NaN. Tells whether anything was written.
+bool scale(const Work& work, const double* coefs, int64_t stride, bool zero, int max_threads);
+
+// Every element into [-bound, bound]. Tells whether anything was written.
+bool clamp(const Work& work, double bound, int max_threads);
+
+}  // namespace fusedclip::cpu

@@ -1,0 +1,270 @@
+// The loops of the CPU engine, on one tile. Compiled once per instruction set (see CMakeLists.txt), each time into a
+// namespace of its own. All sets keep the same lanes and add in the same order, and FMA contraction is off: they
+// return the same bits.
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+namespace fusedclip::cpu::FUSEDCLIP_ISA {
+namespace {
+
+#include "power.h"
+
+// 256 bytes of independent accumulators: four 512-bit registers, enough to hide the latency of an addition
+// (3-4 cycles at one or two vectors a cycle) behind a load stream that is bound by memory anyway.
+template <class A>
+constexpr int kLanes = 256 / sizeof(A);
+constexpr int kVectors = 256 / kVectorBytes;
+
+// Elements between two folds into fp64: 128 additions per float lane, so that rounding stays below 3e-6 even for
+// constant gradients, and a block is still in the first-level cache when it has to be read again.
+constexpr int64_t kBlock = 8192;
+
+struct NonZero {
+  template <class V>
+  static V lift(V x) {
+    return x != 0 ? V{} + 1 : V{};
+  }
+};
+struct Absolute {
+  template <class V>
+  static V lift(V x) {
+    return x < 0 ? -x : x;
+  }
+};
+struct Square {
+  template <class V>
+  static V lift(V x) {
+    return x * x;
+  }
+};
+
+// Calls body(pointer to kLanes<A> elements) over x[0..n); the last call gets a copy padded with `pad`.
+template <class A, class T, class Body>
+inline void for_lanes(const T* x, int64_t n, T pad, Body body) {
+  int64_t i = 0;
+  for (; i + kLanes<A> <= n; i += kLanes<A>) body(x + i);
+  if (i == n) return;
+  T tail[kLanes<A>];
+  for (T& t : tail) t = pad;
+  __builtin_memcpy(tail, x + i, (n - i) * sizeof(T));
+  body(static_cast<const T*>(tail));
+}
+
+// Adds lane l and lane l + half, halving: the same tree whatever the vector width.
+template <int n>
+inline double tree_sum(double (&lanes)[n]) {
+#pragma GCC unroll 8
+  for (int half = n / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
+template <class A>
+inline double fold(const Vector<A> (&acc)[kVectors]) {
+  A narrow[kLanes<A>];
+  __builtin_memcpy(narrow, acc, sizeof(narrow));
+  double lanes[kLanes<A>];
+  for (int l = 0; l < kLanes<A>; ++l) lanes[l] = narrow[l];
+  return tree_sum(lanes);
+}
+
+template <class Op, class T>
+double block_sum(const T* x, int64_t n) {
+  using A = Arithmetic<T>;
+  Vector<A> acc[kVectors] = {};
+  for_lanes<A>(x, n, T{}, [&](const T* lanes) {
+    for (int v = 0; v < kVectors; ++v) acc[v] += Op::lift(load(lanes + v * VectorOf<A>::size));
+  });
+  return fold<A>(acc);
+}
+
+template <class T>
+using Bits = std::conditional_t<sizeof(T) == 8, int64_t, std::conditional_t<sizeof(T) == 4, int32_t, int16_t>>;
+template <class T>
+constexpr Bits<T> kMagnitude = std::numeric_limits<Bits<T>>::max();  // all but the sign bit
+
+template <class T>
+inline double value_of(Bits<T> magnitude) {
+  return widen(bit_cast<T>(magnitude));
+}
+
+// Magnitudes of floats order like their bits read as integers, with every NaN above inf: a max that keeps NaN for free.
+template <class T>
+Bits<T> max_bits(const T* x, int64_t n) {
+  Vector<Bits<T>> most[kVectors] = {};
+  for_lanes<Bits<T>>(x, n, T{}, [&](const T* lanes) {
+    for (int v = 0; v < kVectors; ++v) {
+      const auto bits = load_raw<Vector<Bits<T>>>(lanes + v * VectorOf<Bits<T>>::size) & kMagnitude<T>;
+      most[v] = bits > most[v] ? bits : most[v];
+    }
+  });
+  Bits<T> result = 0;
+  for (const auto& vector : most)
+    for (int i = 0; i < VectorOf<Bits<T>>::size; ++i) result = vector[i] > result ? vector[i] : result;
+  return result;
+}
+
+template <class T>
+Bits<T> min_bits(const T* x, int64_t n) {
+  Vector<Bits<T>> least[kVectors];
+  for (auto& v : least) v = Vector<Bits<T>>{} + kMagnitude<T>;
+  for_lanes<Bits<T>>(x, n, x[0], [&](const T* lanes) {
+    for (int v = 0; v < kVectors; ++v) {
+      const auto bits = load_raw<Vector<Bits<T>>>(lanes + v * VectorOf<Bits<T>>::size) & kMagnitude<T>;
+      least[v] = bits < least[v] ? bits : least[v];
+    }
+  });
+  Bits<T> result = kMagnitude<T>;
+  for (const auto& vector : least)
+    for (int i = 0; i < VectorOf<Bits<T>>::size; ++i) result = vector[i] < result ? vector[i] : result;
+  return result;
+}
+
+template <class Op, class T>
+double exact_block_sum(const T* x, int64_t n) {
+  if (max_bits(x, n) == 0) return 0;  // blocks of zeros are common in embedding gradients: they don't pay for fp64
+  constexpr int lanes = 16;
+  double acc[lanes] = {};
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes)
+    for (int l = 0; l < lanes; ++l) acc[l] += Op::lift(double(widen(x[i + l])));
+  for (int l = 0; i < n; ++i, ++l) acc[l] += Op::lift(double(widen(x[i])));
+  double sum = 0;
+  for (double a : acc) sum += a;
+  return sum;
+}
+
+// A float sum above 2^-90 has lost less than 1e-7 of itself to squares that vanished, even where subnormals are
+// flushed to zero (8192 * FLT_MIN = 2^-113).
+constexpr double kLeastTrusted = 0x1p-90;
+
+template <class Op, class T>
+double sum(const T* x, int64_t n) {
+  double total = 0;
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const int64_t count = n - i < kBlock ? n - i : kBlock;
+    double block = block_sum<Op>(x + i, count);
+    if constexpr (sizeof(T) < 8)
+      if (!(block >= kLeastTrusted && block <= std::numeric_limits<float>::max()))
+        block = exact_block_sum<Op>(x + i, count);
+    total += block;
+  }
+  return total;
+}
+
+// |x|^p in fp64 all the way: what every dtype but float64 holds is a normal double (float64's subnormals count as 0).
+template <class T>
+double power_sum(const T* x, int64_t n, double p) {
+  constexpr int lanes = kLanes<double>;
+  double acc[lanes] = {};
+  for (int64_t i = 0; i < n; i += lanes) {
+    const int count = n - i < lanes ? int(n - i) : lanes;
+    double powers[lanes];
+    for (int l = 0; l < lanes; ++l) {
+      const double magnitude = l < count ? __builtin_fabs(double(widen(x[i + l]))) : 1;
+      powers[l] = magnitude < std::numeric_limits<double>::min() ? 0 : magnitude;
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      double* const vector = powers + v * VectorOf<double>::size;
+      store(power_of(load(vector), p), vector);
+    }
+    for (int l = 0; l < count; ++l) acc[l] += powers[l];
+  }
+  return tree_sum(acc);
+}
+
+template <class T>
+double least(const T* x, int64_t n) {
+  const Bits<T> most = max_bits(x, n);
+  const double top = value_of<T>(most);
+  return top != top ? top : value_of<T>(min_bits(x, n));  // a minimum of bits would lose NaN
+}
+
+template <class T>
+double lift(Norm norm, double p, const T* x, int64_t n) {
+  switch (norm) {
+    case Norm::kZero: return sum<NonZero>(x, n);
+    case Norm::kOne: return sum<Absolute>(x, n);
+    case Norm::kTwo: return sum<Square>(x, n);
+    case Norm::kPower: return power_sum(x, n, p);
+    case Norm::kMax: return value_of<T>(max_bits(x, n));
+    case Norm::kMin: return least(x, n);
+  }
+  __builtin_unreachable();
+}
+
+// Applies f to x[0..n) a vector at a time, in place.
+template <class T, class F>
+inline void map(T* x, int64_t n, F f) {
+  constexpr int step = VectorOf<Arithmetic<T>>::size;
+  int64_t i = 0;
+  for (; i + step <= n; i += step) store(f(load(x + i)), x + i);
+  if (i == n) return;
+  T tail[step] = {};
+  __builtin_memcpy(tail, x + i, (n - i) * sizeof(T));
+  store(f(load(tail)), tail);
+  __builtin_memcpy(x + i, tail, (n - i) * sizeof(T));
+}
+
+template <class T>
+void scale(double coef, T* x, int64_t n) {
+  const Arithmetic<T> c = Arithmetic<T>(coef);
+  map(x, n, [c](ArithmeticVector<T> v) { return v * c; });
+}
+
+template <class T>
+bool clamp(double bound, T* x, int64_t n) {
+  const Arithmetic<T> b = Arithmetic<T>(bound);
+  const ArithmeticVector<T> high = ArithmeticVector<T>{} + b, low = -high;
+  bool changed = false;
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const int64_t count = n - i < kBlock ? n - i : kBlock;
+    if (value_of<T>(max_bits(x + i, count)) <= b) continue;
+    map(x + i, count, [high, low](ArithmeticVector<T> v) {
+      v = v < low ? low : v;
+      return v > high ? high : v;
+    });
+    changed = true;
+  }
+  return changed;
+}
+
+template <class F>
+auto with_dtype(DType dtype, F f) {
+  switch (dtype) {
+    case DType::kFloat32: return f(float{});
+    case DType::kFloat64: return f(double{});
+    case DType::kBFloat16: return f(BFloat16{});
+    case DType::kFloat16: return f(Float16{});
+  }
+  __builtin_unreachable();
+}
+
+double lift_any(DType dtype, Norm norm, double p, const void* data, int64_t count) {
+  return with_dtype(dtype, [=](auto t) { return lift(norm, p, static_cast<const decltype(t)*>(data), count); });
+}
+void scale_any(DType dtype, double coef, void* data, int64_t count) {
+  with_dtype(dtype, [=](auto t) { scale(coef, static_cast<decltype(t)*>(data), count); });
+}
+bool clamp_any(DType dtype, double bound, void* data, int64_t count) {
+  return with_dtype(dtype, [=](auto t) { return clamp(bound, static_cast<decltype(t)*>(data), count); });
+}
+
+#define FUSEDCLIP_STRING(x) #x
+#define FUSEDCLIP_NAME(x) FUSEDCLIP_STRING(x)
+
+}  // namespace
+
+extern const Kernels table;
+const Kernels table = {FUSEDCLIP_NAME(FUSEDCLIP_ISA), lift_any, scale_any, clamp_any};
+
+}  // namespace fusedclip::cpu::FUSEDCLIP_ISA

@@ -1,0 +1,63 @@
+// The algebra that every engine speaks: lift each element, combine lifted values, finish once at the very end.
+//
+//   lift     x       -> |x|^p         (|x| for p = inf and -inf, x != 0 for p = 0)
+//   combine  partial -> sum           (or a max or min that keeps NaN)
+//   finish   lifted  -> norm          (the p-th root)
+//   coef = min(1, max_norm / (norm + eps))
+//
+// Host and device. fusedclip/norms.py is the same page in Python.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "dtypes.h"
+
+namespace fusedclip {
+
+enum class Norm : uint8_t { kZero, kOne, kTwo, kPower, kMax, kMin };
+
+inline Norm norm_of(double p) {
+  if (p == 0) return Norm::kZero;
+  if (p == 1) return Norm::kOne;
+  if (p == 2) return Norm::kTwo;
+  if (std::isinf(p)) return p > 0 ? Norm::kMax : Norm::kMin;
+  return Norm::kPower;
+}
+
+FUSEDCLIP_HD inline double identity(Norm norm) { return norm == Norm::kMin ? HUGE_VAL : 0.0; }
+
+FUSEDCLIP_HD inline double combine(Norm norm, double a, double b) {
+  // Comparisons with NaN are false, so each order of the operands is asked for a NaN explicitly.
+  if (norm == Norm::kMax) return a != a || a > b ? a : b;
+  if (norm == Norm::kMin) return a != a || a < b ? a : b;
+  return a + b;
+}
+
+// What one tensor's lifted value adds to the list's. torch takes the norm of the tensors' norms; for p = 0 that
+// counts the tensors that have any non-zero element.
+FUSEDCLIP_HD inline double of_tensor(Norm norm, double lifted) {
+  return norm == Norm::kZero ? double(lifted != 0) : lifted;
+}
+
+FUSEDCLIP_HD inline double finish(Norm norm, double lifted, double p) {
+  if (norm == Norm::kTwo) return sqrt(lifted);
+  if (norm == Norm::kPower) return pow(lifted, 1.0 / p);
+  return lifted;
+}
+
+struct ClipRule {
+  double max_norm;      // inf measures: the coefficient is 1 whatever the norm
+  double eps;           // in the denominator, as in torch
+  bool zero_nonfinite;  // a norm that is not finite asks for zeros instead of spreading
+};
+
+FUSEDCLIP_HD inline double coefficient(double norm, const ClipRule& rule) {
+  if (rule.max_norm == HUGE_VAL) return 1.0;
+  if (rule.zero_nonfinite && !(norm - norm == 0)) return 0.0;
+  const double ratio = rule.max_norm / (norm + rule.eps);
+  return ratio >= 1.0 ? 1.0 : ratio;  // NaN stays NaN
+}
+
+}  // namespace fusedclip

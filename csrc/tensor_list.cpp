@@ -1,0 +1,149 @@
+#include "tensor_list.h"
+
+#include <algorithm>
+#include <array>
+
+namespace fusedclip {
+namespace {
+
+struct Torch {
+  PyTypeObject* tensor = nullptr;
+  PyTypeObject* parameter = nullptr;
+  const DLPackExchangeAPI* dlpack = nullptr;
+} torch;
+
+bool is_plain(PyObject* object) {
+  // Subclasses and wrappers may keep their data elsewhere, and the exchange API doesn't say: exact types only.
+  return Py_TYPE(object) == torch.tensor || Py_TYPE(object) == torch.parameter;
+}
+
+std::optional<DType> dtype_of(DLDataType type) {
+  if (type.lanes != 1) return std::nullopt;
+  if (type.code == kDLFloat && type.bits == 32) return DType::kFloat32;
+  if (type.code == kDLFloat && type.bits == 64) return DType::kFloat64;
+  if (type.code == kDLFloat && type.bits == 16) return DType::kFloat16;
+  if (type.code == kDLBfloat && type.bits == 16) return DType::kBFloat16;
+  return std::nullopt;
+}
+
+int64_t count_of(const DLTensor& t) {
+  int64_t count = 1;
+  for (int d = 0; d < t.ndim; ++d) count *= t.shape[d];
+  return count;
+}
+
+// The elements fill one stretch of memory in row-major order.
+bool is_contiguous(const DLTensor& t) {
+  if (!t.strides) return true;
+  int64_t expected = 1;
+  for (int d = t.ndim - 1; d >= 0; --d) {
+    if (t.shape[d] == 1) continue;
+    if (t.strides[d] != expected) return false;
+    expected *= t.shape[d];
+  }
+  return true;
+}
+
+// The elements fill one stretch of memory in some order of the dimensions (channels-last, transposed).
+bool is_dense(const DLTensor& t, int64_t count) {
+  if (count == 0 || is_contiguous(t)) return true;
+  constexpr int kMaxDims = 16;
+  if (t.ndim > kMaxDims) return false;
+  std::array<int, kMaxDims> order;
+  int dims = 0;
+  for (int d = 0; d < t.ndim; ++d)
+    if (t.shape[d] != 1) order[dims++] = d;
+  std::sort(order.begin(), order.begin() + dims, [&](int a, int b) { return t.strides[a] < t.strides[b]; });
+  int64_t expected = 1;
+  for (int i = 0; i < dims; ++i) {
+    if (t.strides[order[i]] != expected) return false;
+    expected *= t.shape[order[i]];
+  }
+  return true;
+}
+
+// Where each stretch of memory was seen first: open addressing over the segments' addresses. Empty segments own no
+// memory.
+class SeenMemory {
+ public:
+  explicit SeenMemory(size_t most) {
+    size_t capacity = 16;
+    while (capacity < 2 * most) capacity *= 2;
+    slots_.assign(capacity, -1);
+  }
+
+  // The index of an equal segment, or -1 after remembering this one, which will be number `next`.
+  int64_t find_or_add(const std::vector<Segment>& segments, const Segment& s, int64_t next) {
+    if (s.count == 0) return -1;
+    const size_t mask = slots_.size() - 1;
+    // Allocations are aligned to 64 bytes: mix the high bits in (the multiplier is 2^64 over the golden ratio).
+    size_t slot = (reinterpret_cast<uintptr_t>(s.data) * 0x9e3779b97f4a7c15ull) >> 32 & mask;
+    for (; slots_[slot] >= 0; slot = (slot + 1) & mask) {
+      const Segment& other = segments[slots_[slot]];
+      if (other.data == s.data && other.count == s.count && other.dtype == s.dtype) return slots_[slot];
+    }
+    slots_[slot] = next;
+    return -1;
+  }
+
+ private:
+  std::vector<int64_t> slots_;
+};
+
+std::optional<Segment> segment_of(const DLTensor& t) {
+  const std::optional<DType> dtype = dtype_of(t.dtype);
+  const int64_t count = count_of(t);
+  if (!dtype || !is_dense(t, count) || (count > 0 && !t.data)) return std::nullopt;
+  return Segment{static_cast<char*>(t.data) + t.byte_offset, count, *dtype};
+}
+
+}  // namespace
+
+void bind_torch(py::object tensor_type, py::object parameter_type) {
+  const py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
+  auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (!api) throw py::error_already_set();
+  if (api->header.version.major != 1 || !api->dltensor_from_py_object_no_sync)
+    throw std::runtime_error("this torch's DLPack exchange API is version " +
+                             std::to_string(api->header.version.major) + "; fusedclip reads version 1");
+  // The types outlive the process's use of them.
+  torch = {reinterpret_cast<PyTypeObject*>(tensor_type.release().ptr()),
+           reinterpret_cast<PyTypeObject*>(parameter_type.release().ptr()), api};
+}
+
+std::optional<TensorList> collect(const py::list& items, const py::object& attribute) {
+  if (!torch.dlpack) throw std::runtime_error("bind_torch() comes first");
+  TensorList list;
+  const size_t n = items.size();
+  SeenMemory seen(n);
+  list.segments.reserve(n);
+  list.sources.assign(n, -1);
+  for (size_t i = 0; i < n; ++i) {
+    PyObject* const item = PyList_GET_ITEM(items.ptr(), i);
+    const py::object grad = attribute.is_none()
+                                ? py::reinterpret_borrow<py::object>(item)
+                                : py::reinterpret_steal<py::object>(PyObject_GetAttr(item, attribute.ptr()));
+    if (!grad) return PyErr_Clear(), std::nullopt;
+    if (grad.is_none() && !attribute.is_none()) continue;
+    DLTensor t;
+    if (!is_plain(grad.ptr())) return std::nullopt;
+    if (torch.dlpack->dltensor_from_py_object_no_sync(grad.ptr(), &t) != 0) return PyErr_Clear(), std::nullopt;
+    const std::optional<Segment> segment = segment_of(t);
+    if (!segment) return std::nullopt;
+    if (list.size() == 0) list.device = t.device;
+    if (t.device.device_type != list.device.device_type || t.device.device_id != list.device.device_id)
+      return std::nullopt;
+
+    const int64_t same = seen.find_or_add(list.segments, *segment, list.size());
+    list.sources[i] = same >= 0 ? same : list.size();
+    if (same >= 0) continue;
+    list.segments.push_back(*segment);
+    list.tiling.add(*segment);
+    list.tensors.append(grad);
+    list.positions.push_back(static_cast<int64_t>(i));
+    list.has_float64 |= segment->dtype == DType::kFloat64;
+  }
+  return list;
+}
+
+}  // namespace fusedclip

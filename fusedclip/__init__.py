@@ -1,0 +1,27 @@
+"""Gradient clipping for PyTorch that reads every gradient once and writes only when it clips."""
+
+from importlib.metadata import version as _version
+
+from . import backends
+from .clip import (
+    clip_grad_norm_,
+    clip_grad_norm_per_tensor_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+    get_per_tensor_norms,
+    get_total_norm,
+)
+from .patch import patch_torch
+
+__version__ = _version("fusedclip")
+
+__all__ = [
+    "backends",
+    "clip_grad_norm_",
+    "clip_grad_norm_per_tensor_",
+    "clip_grad_value_",
+    "clip_grads_with_norm_",
+    "get_per_tensor_norms",
+    "get_total_norm",
+    "patch_torch",
+]

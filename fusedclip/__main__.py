@@ -1,0 +1,38 @@
+"""`python -m fusedclip`: what is on this machine, which engine serves what, and why not the others. Always prints."""
+
+import platform
+
+import torch
+
+from . import __version__, _extension, backends
+
+
+def _extension_line() -> str:
+    c = _extension.C
+    if c is None:
+        return f"none: {_extension.reason}"
+    threads = "torch's threads" if c.has_threads else "one thread (its compiler cannot use torch's OpenMP)"
+    cuda = f"CUDA half for {c.cuda_architectures}" if c.cuda_architectures else "built without a CUDA half"
+    return f"{', '.join(c.instruction_sets())} (first is used); {threads}; {cuda}"
+
+
+def _devices() -> str:
+    names = [f"cpu ({torch.get_num_threads()} threads)"]
+    names += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    return ", ".join(names)
+
+
+def main() -> None:
+    python = f"Python {platform.python_version()} on {platform.machine()}"
+    print(f"fusedclip  {__version__}, torch {torch.__version__}, {python}")
+    print(f"extension  {_extension_line()}")
+    print(f"devices    {_devices()}")
+    print("engines, in order of preference (all of float32, float64, bfloat16, float16):")
+    try:
+        print("  " + backends.explain().replace("\n", "\n  "))
+    except (RuntimeError, ValueError) as error:  # FUSEDCLIP_BACKEND names an engine that cannot serve
+        print(f"  {error}")
+
+
+if __name__ == "__main__":
+    main()

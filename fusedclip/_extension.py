@@ -1,0 +1,27 @@
+"""The compiled module, or the reason why there is none. Imported after torch, whose OpenMP runtime it uses."""
+
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import torch
+
+C: Any = None  # untyped: a type checker cannot see inside a compiled module
+reason: str | None = None
+
+
+def _load() -> ModuleType:
+    module = importlib.import_module("fusedclip._C")
+    module.bind_torch(torch.Tensor, torch.nn.Parameter)
+    return module
+
+
+if importlib.util.find_spec("fusedclip._C") is None:
+    reason = "the extension is not built (installed with FUSEDCLIP_EXTENSION=0?); reinstall without that variable"
+elif not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    reason = f"torch {torch.__version__} has no DLPack exchange API; torch >= 2.10 has"
+else:
+    try:
+        C = _load()
+    except (ImportError, RuntimeError) as error:
+        reason = f"the extension is built but did not load: {error}"

@@ -1,0 +1,138 @@
+"""One gradient of any layout to the dense real memory behind it, or a reason why it cannot be clipped."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+
+@dataclass(slots=True)
+class Flat:
+    """What stands for a gradient in the passes. All three tensors are real and dense."""
+
+    read: Tensor  # its p-norm is the gradient's
+    write: Tensor  # scaling or clamping it does that to the gradient
+    dtype: torch.dtype  # of the real numbers that the gradient is made of
+    copy: tuple[Tensor, Tensor] | None  # (gradient, stand-in): copy back after a write
+    memory: tuple[Any, ...] | None  # equal for the same stretch of memory; None if it has no elements
+
+
+def flatten(gradient: Tensor, name: str, p: float | None, *, writable: bool) -> Flat:
+    """The memory behind `gradient`, whose p-norm is wanted unless p is None.
+
+    `writable`: refuses elements that share memory, as torch does on writing.
+    """
+    tensor = _plain(gradient, name)
+    if p is None and tensor.is_complex():
+        raise TypeError(f"{name} is complex, and complex numbers cannot be clamped")
+    if tensor.layout == torch.sparse_coo:
+        return _flatten_sparse(tensor, name, p)
+    if writable and _overlaps(tensor):
+        raise RuntimeError(
+            f"{name}, shape {tuple(tensor.shape)} with strides {tensor.stride()}, is expanded: several of its elements "
+            "share memory and cannot be scaled one by one; .clone() it first"
+        )
+    dense = _is_dense(tensor)
+    stand_in = tensor if dense else tensor.contiguous()
+    place = (tensor.numel(),) if dense else (tensor.shape, tensor.stride())
+    memory = (tensor.device, tensor.data_ptr(), tensor.dtype, *place) if tensor.numel() else None
+    return _real(stand_in, p, None if dense else (tensor, stand_in), memory)
+
+
+def _plain(gradient: Tensor, name: str) -> Tensor:
+    """As a torch.Tensor of a layout and dtype that has elements to clip; raises TypeError otherwise."""
+    kind = type(gradient)
+    if kind is not Tensor and kind is not torch.nn.Parameter:
+        if _is_dtensor(gradient):
+            raise NotImplementedError(
+                f"{name} is a DTensor: its norm needs the other ranks' shards, which this version does not reduce "
+                "over. Clip with torch.nn.utils.clip_grad_norm_, or pass the local shards and group="
+            )
+        # A subclass that dispatches may keep its elements elsewhere; one that doesn't is its own memory.
+        if kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
+            raise TypeError(f"{name} is a {kind.__name__}, a tensor subclass that fusedclip cannot look into")
+        gradient = gradient.as_subclass(Tensor)
+    gradient = gradient.detach()
+    if gradient.device.type == "meta":
+        raise TypeError(f"{name} is on the meta device and has no elements to clip")
+    if gradient.layout not in (torch.strided, torch.sparse_coo):
+        raise TypeError(f"{name} has layout {gradient.layout}; strided and sparse_coo gradients can be clipped")
+    if gradient.dtype not in FLOATING and not gradient.is_complex():
+        known = ", ".join(sorted(str(dtype) for dtype in FLOATING))
+        raise TypeError(f"{name} has dtype {gradient.dtype}; {known} and complex gradients can be clipped")
+    if gradient.layout == torch.strided and not _has_memory(gradient):
+        raise TypeError(f"{name} has no memory behind it (a zero tensor, or one inside a torch.func transform)")
+    return gradient
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    try:
+        return tensor.numel() == 0 or tensor.data_ptr() != 0
+    except RuntimeError:  # what wrappers without storage raise
+        return False
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    # Looked up by name: importing torch.distributed.tensor takes long, and a build of torch may lack it.
+    return any(cls.__name__ == "DTensor" for cls in type(tensor).__mro__)
+
+
+def _flatten_sparse(tensor: Tensor, name: str, p: float | None) -> Flat:
+    coalesced = tensor.coalesce()  # the gradient is the sum of the entries at each index
+    values = coalesced._values()
+    if values.numel() and not _is_dense(values):
+        values = values.contiguous()
+        coalesced = torch.sparse_coo_tensor(
+            coalesced._indices(), values, tensor.shape, is_coalesced=True, check_invariants=False
+        )
+    copy = None if values.data_ptr() == tensor._values().data_ptr() else (tensor, coalesced)
+    memory = (tensor.device, tensor._values().data_ptr(), tensor.dtype, tensor._nnz()) if values.numel() else None
+    return _real(values, p, copy, memory)
+
+
+def _real(tensor: Tensor, p: float | None, copy: tuple[Tensor, Tensor] | None, memory: tuple[Any, ...] | None) -> Flat:
+    if not tensor.is_complex():
+        return Flat(tensor, tensor, tensor.dtype, copy, memory)
+    # A lazily conjugated or negated view holds other bits of the same magnitude in the same memory.
+    pairs = torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor)
+    # |z|^2 is the sum of both parts' squares; for other norms |z| itself has to be computed.
+    read = pairs if p == 2 else torch.linalg.vector_norm(pairs, dim=-1, dtype=torch.float64)
+    return Flat(read, pairs, pairs.dtype, copy, memory)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """The elements fill one stretch of memory, in some order of the dimensions."""
+    extent = 1
+    for stride, size in _dimensions(tensor):
+        if stride != extent:
+            return False
+        extent *= size
+    return True
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two elements share memory."""
+    extent = 1
+    for stride, size in _dimensions(tensor):
+        if stride == 0:
+            return True
+        if stride < extent:  # dimensions interleave, which may be harmless: look at every element's place
+            return len(set(_places(tensor).flatten().tolist())) < tensor.numel()
+        extent = stride * (size - 1) + extent
+    return False
+
+
+def _dimensions(tensor: Tensor) -> list[tuple[int, int]]:
+    """(stride, size) of the dimensions that matter, the closest-packed first."""
+    if tensor.numel() == 0:
+        return []
+    return sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1)
+
+
+def _places(tensor: Tensor) -> Tensor:
+    """Of each element in memory, counted from the first."""
+    extent = sum(stride * (size - 1) for stride, size in _dimensions(tensor)) + 1
+    return torch.arange(extent).as_strided(tensor.shape, tensor.stride())

@@ -1,0 +1,55 @@
+"""What an engine is: three passes over the gradients of one device."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Set
+
+import torch
+from torch import Tensor
+
+from .. import norms
+from ..grads import Batch
+from ..norms import Clipped, ClipRule
+
+
+class Backend(ABC):
+    """An engine. All tensors that it takes and gives live on the batch's device; it never makes the host wait for one.
+
+    To write an engine, implement the abstract methods. `norm` and `clip_` below are made of them; an engine that can
+    do either in fewer passes or launches overrides it.
+    """
+
+    name: str
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """Why this engine cannot run on this machine at all, or None."""
+
+    @abstractmethod
+    def refuses(self, device: torch.device, dtypes: Set[torch.dtype]) -> str | None:
+        """Why this engine does not serve these gradients, or None. Asked only of engines that miss nothing."""
+
+    @abstractmethod
+    def lift(self, batch: Batch, p: float) -> Tensor:
+        """Read pass: the lifted value of each tensor, fp64, [T]."""
+
+    @abstractmethod
+    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> None:
+        """Write pass: each tensor times `coef` (fp64, 0-d, or [T] for one each), which writes nothing where it is 1.
+
+        `zero`: where the coefficient is 0, stores zeros, so that inf and NaN do not survive as NaN.
+        """
+
+    @abstractmethod
+    def clamp_(self, batch: Batch, bound: float) -> None:
+        """Every element into [-bound, bound] in one pass; NaN stays NaN."""
+
+    def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
+        """The norm of the whole batch, 0-d, rounded to `dtype` at the very end."""
+        return norms.finish(norms.combine(self.lift(batch, p), p), p).to(dtype)
+
+    def clip_(self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype) -> Clipped:
+        """Read pass, coefficient (fp64, from the unrounded norm), write pass. The norm is returned in `dtype`."""
+        norm = self.norm(batch, p, torch.float64)
+        coef = norms.coefficient(norm, rule)
+        self.scale_(batch, coef, zero=rule.zero_nonfinite)
+        return Clipped(norm.to(dtype), coef)

@@ -1,0 +1,51 @@
+"""The CPU engine: `csrc/cpu`, on torch's threads."""
+
+from collections.abc import Set
+
+import torch
+from torch import Tensor
+
+from .. import _extension
+from ..grads import FLOATING, Batch
+from ..norms import EPS, Clipped, ClipRule
+from .base import Backend
+
+_C = _extension.C
+
+
+class Cpu(Backend):
+    name = "cpu"
+
+    def missing(self) -> str | None:
+        return _extension.reason
+
+    def refuses(self, device: torch.device, dtypes: Set[torch.dtype]) -> str | None:
+        if device.type != "cpu":
+            return f"it serves the CPU, not {device.type}"
+        unknown = dtypes - FLOATING
+        return f"it does not know {', '.join(sorted(map(str, unknown)))}" if unknown else None
+
+    def lift(self, batch: Batch, p: float) -> Tensor:
+        out = torch.empty(len(batch.tensors), dtype=torch.float64)
+        _C.cpu_lift(batch.table, p, torch.get_num_threads(), out.data_ptr())
+        return out
+
+    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> None:
+        coef = coef.contiguous()
+        if _C.cpu_scale(batch.table, coef.data_ptr(), coef.dim() == 1, zero, torch.get_num_threads()):
+            batch.mark_written()
+
+    def clamp_(self, batch: Batch, bound: float) -> None:
+        if _C.cpu_clamp(batch.table, bound, torch.get_num_threads()):
+            batch.mark_written()
+
+    def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
+        return torch.scalar_tensor(_C.cpu_norm(batch.table, p, torch.get_num_threads()), dtype=dtype)
+
+    def clip_(self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype) -> Clipped:
+        norm, coef = _C.cpu_clip(
+            batch.table, p, float(rule.max_norm), EPS, rule.zero_nonfinite, torch.get_num_threads()
+        )
+        if coef != 1:
+            batch.mark_written()
+        return Clipped(torch.scalar_tensor(norm, dtype=dtype), torch.scalar_tensor(coef, dtype=torch.float64))

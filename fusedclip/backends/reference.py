@@ -1,0 +1,59 @@
+"""The specification: what every engine computes, in plain torch, on any device. Slow, and meant to be read first."""
+
+import math
+from collections.abc import Set
+
+import torch
+from torch import Tensor
+
+from ..grads import Batch
+from ..norms import identity
+from .base import Backend
+
+
+class Reference(Backend):
+    name = "reference"
+
+    def missing(self) -> str | None:
+        return None
+
+    def refuses(self, device: torch.device, dtypes: Set[torch.dtype]) -> str | None:
+        if device.type == "mps":
+            return "MPS has no float64, in which norms are summed"
+        return None
+
+    @torch.no_grad()
+    def lift(self, batch: Batch, p: float) -> Tensor:
+        return torch.stack([lifted(tensor, p) for tensor in batch.tensors])
+
+    @torch.no_grad()
+    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> None:
+        for tensor, c in zip(batch.tensors, coef.expand(len(batch.tensors)), strict=True):
+            scaled = (tensor.to(arithmetic(tensor.dtype)) * c.to(arithmetic(tensor.dtype))).to(tensor.dtype)
+            if zero:
+                scaled = torch.where(c == 0, 0.0, scaled)
+            tensor.copy_(torch.where(c == 1, tensor, scaled))  # where, not if: the host must not wait for c
+
+    @torch.no_grad()
+    def clamp_(self, batch: Batch, bound: float) -> None:
+        for tensor in batch.tensors:
+            tensor.clamp_(-bound, bound)
+
+
+def lifted(tensor: Tensor, p: float) -> Tensor:
+    """|x|^p summed over all elements x, fp64, 0-d; the identity of the sum, max or min if there are none."""
+    x = tensor.double().abs()
+    if not x.numel():
+        return x.new_tensor(identity(p))
+    if p == math.inf:
+        return x.amax()
+    if p == -math.inf:
+        return x.amin()
+    if p == 0:
+        return (x != 0).sum(dtype=torch.float64)
+    return x.pow(p).sum()
+
+
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which elements of `dtype` are multiplied."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

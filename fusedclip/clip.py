@@ -1,0 +1,163 @@
+"""The drop-in functions: torch's names, argument order and defaults; what is ours is keyword-only."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal, SupportsFloat
+
+import torch
+from torch import Tensor
+
+from . import norms, passes
+from .grads import gather, gather_tensors
+from .norms import ClipRule
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Tensors = Iterable[Tensor] | Tensor
+Limit = SupportsFloat | Tensor
+OnNonfinite = Literal["propagate", "zero"]
+
+
+def clip_grad_norm_(
+    parameters: Tensors,
+    max_norm: Limit,
+    norm_type: SupportsFloat = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    on_nonfinite: OnNonfinite = "propagate",
+    group: "ProcessGroup | None" = None,
+    grad_attr: str = "grad",
+) -> Tensor:
+    """Scale the gradients so that their norm, taken together, is at most `max_norm`. In place; nothing is written
+    when nothing is clipped.
+
+    Equivalent, with every gradient g read as fp64::
+
+        norm = sum(abs(x) ** norm_type for g in grads for x in g) ** (1 / norm_type)
+        coef = min(1, max_norm / (norm + 1e-6))
+        for g in grads: g *= coef
+
+    Args:
+        parameters: tensors whose gradients are clipped (or one tensor). Those without a gradient are skipped; a
+            gradient listed twice counts once. Gradients: fp32, fp64, bf16, fp16 or complex, mixed as you like; any
+            shape; strided or sparse COO; on any device, on several too.
+        max_norm: at least 0, in the unit of the gradients. `inf` only measures. A 0-d tensor is taken as it is, without
+            waiting for its device.
+        norm_type: p of the p-norm: any number, inf and "inf" included; p = 0 and -inf as in torch.
+        error_if_nonfinite: raise if the norm is NaN or inf. Waits for the device.
+        foreach: accepted for compatibility; every engine takes all gradients at once.
+        on_nonfinite: with a norm of NaN or inf, "propagate" does what the formula says (NaN everywhere; inf turns inf
+            into NaN and the rest into 0), "zero" stores zeros. Neither waits for the device.
+        group: a process group whose ranks hold different gradients of one model (pipeline stages, hand-made shards):
+            the norm is taken over all of them. Every rank must call. One all-reduce of at most two numbers.
+        grad_attr: the attribute that holds the gradient, e.g. "main_grad".
+
+    Returns:
+        The norm before clipping: 0-d, fp32 (fp64 if any gradient is), on the first gradient's device. tensor(0.) if
+        there are no gradients. Does not wait for the device unless `error_if_nonfinite`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: naming the culprit; every gradient is then as it was.
+
+    Deterministic: the same gradients give the same bits, whatever the number of threads.
+
+    Source: Pascanu, Mikolov and Bengio 2013, "On the difficulty of training recurrent neural networks", algorithm 1;
+    the constant 1e-6 is torch's.
+    """
+    p, limit = norms.check_norm_type(norm_type), norms.check_max_norm(max_norm)
+    zero = _wants_zeros(on_nonfinite)
+    grads = gather(parameters, grad_attr, p=p)
+    return passes.clip_(grads, p, ClipRule(limit, zero), error_if_nonfinite=error_if_nonfinite, group=group).norm
+
+
+def get_total_norm(
+    tensors: Tensors,
+    norm_type: SupportsFloat = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+    *,
+    group: "ProcessGroup | None" = None,
+) -> Tensor:
+    """The norm of tensors (gradients, not parameters) taken together. Reads each once and writes nothing.
+
+    Arguments, result and errors are those of `clip_grad_norm_`.
+    """
+    p = norms.check_norm_type(norm_type)
+    return passes.norm(gather_tensors(tensors, p=p), p, error_if_nonfinite=error_if_nonfinite, group=group)
+
+
+def clip_grads_with_norm_(
+    parameters: Tensors,
+    max_norm: Limit,
+    total_norm: Limit,
+    foreach: bool | None = None,
+    *,
+    grad_attr: str = "grad",
+) -> None:
+    """Scale the gradients by min(1, max_norm / (total_norm + 1e-6)), in place; nothing is written where that is 1.
+
+    Args:
+        parameters, max_norm, foreach, grad_attr: as in `clip_grad_norm_`.
+        total_norm: what `get_total_norm` returned, or a number; on any device, none is waited for.
+
+    Raises:
+        TypeError, ValueError: also for a `total_norm` below 0. Every gradient is then as it was.
+    """
+    limit = norms.check_max_norm(max_norm)
+    norm = norms.check_total_norm(total_norm)
+    grads = gather(parameters, grad_attr)
+    if grads.writes:
+        passes.scale_(grads, norms.coefficient(norm.to(grads.device, torch.float64), ClipRule(limit)))
+
+
+def clip_grad_value_(
+    parameters: Tensors, clip_value: SupportsFloat, foreach: bool | None = None, *, grad_attr: str = "grad"
+) -> None:
+    """Clamp every gradient element into [-clip_value, clip_value], in place and in one pass; NaN stays NaN.
+
+    Args:
+        parameters, foreach, grad_attr: as in `clip_grad_norm_`; complex gradients are refused, as in torch.
+        clip_value: at least 0, in the unit of the gradients.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: naming the culprit; every gradient is then as it was.
+    """
+    bound = norms.check_clip_value(clip_value)
+    passes.clamp_(gather(parameters, grad_attr, p=None), bound)
+
+
+def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat = 2.0) -> Tensor:
+    """The norm of each tensor by itself, from one read pass over all of them and without waiting for the device.
+
+    Returns:
+        [T], one per tensor in the order given, fp32 (fp64 if any tensor is), on the first tensor's device.
+    """
+    p = norms.check_norm_type(norm_type)
+    grads = gather_tensors(tensors, p=p)
+    return passes.spread(norms.finish(passes.lift_each(grads, p), p), grads)
+
+
+def clip_grad_norm_per_tensor_(
+    parameters: Tensors, max_norm: Limit, norm_type: SupportsFloat = 2.0, *, grad_attr: str = "grad"
+) -> Tensor:
+    """Scale each gradient by itself so that its own norm is at most `max_norm`, in place.
+
+    This is TensorFlow's clip_by_norm and Keras' clipnorm. Arguments and errors are those of `clip_grad_norm_`. Only the
+    gradients that are clipped are written.
+
+    Returns:
+        [T], the norms before clipping, one per parameter in the order given (0 for one without a gradient), fp32 (fp64
+        if any gradient is), on the first gradient's device. Does not wait for the device.
+    """
+    p, limit = norms.check_norm_type(norm_type), norms.check_max_norm(max_norm)
+    grads = gather(parameters, grad_attr, p=p)
+    each = norms.finish(passes.lift_each(grads, p), p)
+    passes.scale_(grads, norms.coefficient(each, ClipRule(limit)))
+    return passes.spread(each, grads)
+
+
+def _wants_zeros(on_nonfinite: str) -> bool:
+    if on_nonfinite not in ("propagate", "zero"):
+        raise ValueError(f"on_nonfinite must be 'propagate' or 'zero', got {on_nonfinite!r}")
+    return on_nonfinite == "zero"

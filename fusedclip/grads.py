@@ -1,0 +1,170 @@
+"""Parameters to gradients: once through the iterable, legal or not, grouped by device.
+
+The compiled `collect` takes the ordinary case (plain dense tensors of one device) in one sweep. Everything else goes
+through `_layouts.flatten`, one gradient at a time, which either finds the memory behind it or says why it refuses.
+"""
+
+import types
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _extension
+from ._layouts import FLOATING, Flat, flatten
+
+__all__ = ["FLOATING", "Batch", "Gradients", "gather", "gather_tensors"]
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Tensors of one device that an engine takes in one pass: real, floating, dense, each stretch of memory once."""
+
+    tensors: list[Tensor]
+    device: torch.device
+    _table: Any = None
+
+    @property
+    def table(self) -> Any:
+        """The same as segments, for the compiled engines."""
+        if self._table is None:
+            self._table = _extension.C.collect(self.tensors, None)
+        return self._table
+
+    def dtypes(self) -> set[torch.dtype]:
+        return {tensor.dtype for tensor in self.tensors}
+
+    def mark_written(self) -> None:
+        """Tell autograd: writes through a raw pointer don't bump the version counters by themselves."""
+        torch.autograd.graph.increment_version(self.tensors)
+
+
+@dataclass(slots=True, eq=False)
+class Gradients:
+    """The gradients behind a list of parameters (or of tensors), ready to be read and written."""
+
+    reads: list[Batch]  # what the norm is taken of
+    writes: list[Batch]  # what is scaled: the same batches, but for p-norms of complex gradients
+    sources: list[int]  # per entry of the list: its place in the batches one after another; -1 has no gradient
+    dtype: torch.dtype  # of norms
+    noun: str  # how errors name an entry
+    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (gradient, what was written in its stead)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first gradient; results live there."""
+        return self.reads[0].device if self.reads else torch.device("cpu")
+
+    def write_back(self) -> None:
+        """Bring home what was written to the stand-ins of strided and uncoalesced gradients."""
+        if self.copies:
+            with torch.no_grad():
+                for gradient, written in self.copies:
+                    gradient.copy_(written)
+
+    def name(self, place: int) -> str:
+        """How to call the gradient at this place of the batches."""
+        return self.noun.format(self.sources.index(place))
+
+
+def gather(parameters: Iterable[Tensor] | Tensor, attribute: str = "grad", *, p: float | None = 2.0) -> Gradients:
+    """The gradients of `parameters`, for an in-place write, and for a p-norm of them unless p is None.
+
+    Raises TypeError or RuntimeError for what cannot be clipped, naming it; no gradient has been touched then.
+    """
+    items = _as_list(parameters, "parameters")
+    noun = f"parameters[{{}}].{attribute}"
+    grads = _collect_compiled(items, attribute, noun) or _collect(items, attribute, noun, p, writable=True)
+    if not grads.reads:
+        _explain_no_gradients(items, attribute)
+    return grads
+
+
+def gather_tensors(tensors: Iterable[Tensor] | Tensor, *, p: float = 2.0) -> Gradients:
+    """The tensors themselves, to be read only."""
+    items = _as_list(tensors, "tensors")
+    noun = "tensors[{}]"
+    return _collect_compiled(items, None, noun) or _collect(items, None, noun, p, writable=False)
+
+
+def _as_list(items: Any, noun: str) -> list[Any]:
+    if isinstance(items, Tensor):
+        return [items]
+    try:
+        listed = list(items)
+    except TypeError:
+        hint = "; pass its .parameters()" if hasattr(items, "parameters") else ""
+        kind = type(items).__name__
+        raise TypeError(f"{noun} must be a tensor or an iterable of tensors, got {kind}{hint}") from None
+    if not listed and isinstance(items, types.GeneratorType) and noun == "parameters":
+        # torch's words. The frame that called the public function: _as_list, gather, the function itself.
+        warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=4)
+    return listed
+
+
+def _collect_compiled(items: list[Any], attribute: str | None, noun: str) -> Gradients | None:
+    """The ordinary case, or None: not built, nothing to clip, or a gradient that needs a closer look."""
+    table = _extension.C.collect(items, attribute) if _extension.C is not None else None
+    if not table:
+        return None
+    batch = [Batch(table.tensors, table.tensors[0].device, table)]
+    return Gradients(batch, batch, table.sources, torch.float64 if table.has_float64 else torch.float32, noun)
+
+
+def _collect(items: list[Any], attribute: str | None, noun: str, p: float | None, *, writable: bool) -> Gradients:
+    flats: dict[tuple[Any, ...], Flat] = {}
+    keys: list[tuple[Any, ...] | None] = []
+    for i, item in enumerate(items):
+        gradient = _gradient_of(item, i, attribute, noun)
+        key = None
+        if gradient is not None:
+            flat = flatten(gradient, noun.format(i), p, writable=writable)
+            key = flat.memory if flat.memory is not None else (i,)
+            flats.setdefault(key, flat)
+        keys.append(key)
+    return _grouped(flats, keys, noun)
+
+
+def _gradient_of(item: Any, i: int, attribute: str | None, noun: str) -> Tensor | None:
+    if not isinstance(item, Tensor):
+        hint = "; pass .parameters(), not .named_parameters()" if isinstance(item, tuple) else ""
+        raise TypeError(f"{noun.partition('[')[0]}[{i}] is a {type(item).__name__}, not a tensor{hint}")
+    gradient = item if attribute is None else getattr(item, attribute, None)
+    if gradient is not None and not isinstance(gradient, Tensor):
+        raise TypeError(f"{noun.format(i)} is a {type(gradient).__name__}, not a tensor")
+    return gradient
+
+
+def _grouped(flats: dict[tuple[Any, ...], Flat], keys: list[tuple[Any, ...] | None], noun: str) -> Gradients:
+    by_device: dict[torch.device, list[tuple[Any, ...]]] = {}
+    for key, flat in flats.items():
+        by_device.setdefault(flat.read.device, []).append(key)
+    place = {key: n for n, key in enumerate(key for group in by_device.values() for key in group)}
+    reads = [Batch([flats[key].read for key in group], device) for device, group in by_device.items()]
+    same = all(flat.read is flat.write for flat in flats.values())
+    writes = reads if same else [Batch([flats[k].write for k in group], device) for device, group in by_device.items()]
+    double = any(flat.dtype == torch.float64 for flat in flats.values())
+    return Gradients(
+        reads,
+        writes,
+        sources=[-1 if key is None else place[key] for key in keys],
+        dtype=torch.float64 if double else torch.float32,
+        noun=noun,
+        copies=[flat.copy for flat in flats.values() if flat.copy is not None],
+    )
+
+
+def _explain_no_gradients(parameters: list[Any], attribute: str) -> None:
+    """No gradient anywhere is legal, unless the caller plainly meant something else."""
+    if not parameters:
+        return
+    if all(type(p) is Tensor and not p.requires_grad for p in parameters):
+        raise TypeError(
+            f"none of the {len(parameters)} entries of parameters is a Parameter, requires grad or has .{attribute}: "
+            "these look like gradients. Pass the parameters that hold them (get_total_norm takes gradients)"
+        )
+    if not any(hasattr(p, attribute) for p in parameters):
+        raise AttributeError(f"no parameter has an attribute {attribute!r}, which grad_attr names")

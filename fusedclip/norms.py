@@ -1,0 +1,144 @@
+"""The algebra that every engine speaks, on fp64 tensors: lift, combine, finish; then the coefficient.
+
+    lift     x       -> |x|^p       (|x| for p = inf and -inf, x != 0 for p = 0)
+    combine  lifted  -> sum         (a max or min that keeps NaN for p = inf and -inf)
+    finish   lifted  -> norm        (the p-th root, once, at the very end)
+
+    coef = min(1, max_norm / (norm + 1e-6))
+
+Nothing here makes the host wait for a device. `csrc/norm_ops.h` is the same page in C++.
+"""
+
+import math
+from typing import NamedTuple, SupportsFloat
+
+import torch
+from torch import Tensor
+
+EPS = 1e-6  # torch's, in torch/nn/utils/clip_grad.py
+
+
+class ClipRule(NamedTuple):
+    """How a norm becomes a coefficient."""
+
+    max_norm: float | Tensor  # inf measures: the coefficient is 1 whatever the norm
+    zero_nonfinite: bool = False  # a norm that is not finite asks for zeros instead of spreading
+
+
+class Clipped(NamedTuple):
+    """What a clip knows when it is done: 0-d tensors on the device of the gradients."""
+
+    norm: Tensor
+    coef: Tensor
+
+
+def check_norm_type(norm_type: SupportsFloat | str) -> float:
+    """`norm_type` as a float ("inf" included, as in torch), or an error that says what it may be."""
+    try:
+        p = float(norm_type)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"norm_type must be a number such as 2.0 or float('inf'), got {norm_type!r} ({type(norm_type).__name__})"
+        ) from None
+    if math.isnan(p):
+        raise ValueError("norm_type is NaN; give a number such as 2.0 or float('inf')")
+    return p
+
+
+def check_limit(limit: SupportsFloat | str | Tensor, name: str) -> float | Tensor:
+    """`max_norm` or `total_norm`: a float that is not negative and not NaN, or a 0-d tensor left on its device.
+
+    A tensor on the CPU is checked like a float. One on another device is not looked at, which would make the host wait.
+    """
+    if isinstance(limit, Tensor):
+        if limit.numel() != 1 or limit.is_complex():
+            shape = tuple(limit.shape)
+            raise TypeError(
+                f"{name} must be a number or a tensor with one real element, got {limit.dtype} of shape {shape}"
+            )
+        if limit.device.type != "cpu":
+            return limit.detach().reshape(())
+    try:
+        value = float(limit)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number or a 0-d tensor, got {limit!r} ({type(limit).__name__})") from None
+    return value
+
+
+def check_max_norm(max_norm: SupportsFloat | str | Tensor) -> float | Tensor:
+    limit = check_limit(max_norm, "max_norm")
+    if isinstance(limit, float) and not limit >= 0:
+        raise ValueError(
+            f"max_norm is {limit}; it must be at least 0 (a negative one would turn gradients around; inf measures only)"
+        )
+    return limit
+
+
+def check_total_norm(total_norm: SupportsFloat | str | Tensor) -> Tensor:
+    """As a 0-d tensor on its device. NaN and inf are answers that a norm may have."""
+    limit = check_limit(total_norm, "total_norm")
+    if isinstance(limit, Tensor):
+        return limit
+    if limit < 0:
+        raise ValueError(f"total_norm is {limit}; a norm is at least 0")
+    return torch.tensor(limit, dtype=torch.float64)
+
+
+def check_clip_value(clip_value: SupportsFloat | str) -> float:
+    try:
+        bound = float(clip_value)
+    except (TypeError, ValueError):
+        raise TypeError(f"clip_value must be a number, got {clip_value!r} ({type(clip_value).__name__})") from None
+    if not bound >= 0:
+        raise ValueError(f"clip_value is {bound}; it must be at least 0")
+    return bound
+
+
+def identity(p: float) -> float:
+    """The lifted value of no elements at all."""
+    return math.inf if p == -math.inf else 0.0
+
+
+def combine(lifted: Tensor, p: float) -> Tensor:
+    """The lifted value of a whole list, 0-d, from those of its tensors, [T] with T >= 1.
+
+    torch takes the norm of the tensors' norms; for p = 0 that counts the tensors with any non-zero element.
+    """
+    if p == 0:
+        return (lifted != 0).sum(dtype=lifted.dtype)
+    return merge(lifted, p)
+
+
+def merge(lifted: Tensor, p: float) -> Tensor:
+    """Lifted values of parts (devices, ranks), [K], to that of the whole, 0-d."""
+    if p == math.inf:
+        return lifted.amax()
+    if p == -math.inf:
+        return lifted.amin()
+    return lifted.sum()
+
+
+def finish(lifted: Tensor, p: float) -> Tensor:
+    """Lifted values to norms, elementwise."""
+    if p == 2:
+        return lifted.sqrt()
+    if p in (0, 1) or math.isinf(p):
+        return lifted
+    return lifted.pow(1 / p)
+
+
+def coefficient(norm: Tensor, rule: ClipRule) -> Tensor:
+    """min(1, max_norm / (norm + 1e-6)), elementwise and on the norm's device; NaN stays NaN."""
+    if isinstance(rule.max_norm, float):
+        if rule.max_norm == math.inf:
+            return torch.ones_like(norm)
+        return _coefficient(norm, rule.max_norm, rule)
+    limit = rule.max_norm.to(norm.device, norm.dtype)
+    return torch.where(limit == math.inf, 1.0, _coefficient(norm, limit, rule))
+
+
+def _coefficient(norm: Tensor, limit: float | Tensor, rule: ClipRule) -> Tensor:
+    coef = (limit / (norm + EPS)).clamp(max=1.0)
+    if rule.zero_nonfinite:
+        coef = torch.where(norm.isfinite(), coef, 0.0)
+    return coef

@@ -1,0 +1,110 @@
+"""The read pass and the conditional write pass over a set of gradients: what everything above composes.
+
+lift_each   [U] lifted values, one per gradient          (read pass)
+total       0-d, over all of them and all ranks of a group
+scale_      gradients times a coefficient                (write pass, skipped where that is 1)
+clip_       all of it; a single call of the engine where nothing stands between the two passes
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import norms
+from .backends import serving
+from .grads import Gradients
+from .norms import Clipped, ClipRule
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def lift_each(grads: Gradients, p: float) -> Tensor:
+    """Lifted value of each gradient, fp64, in the order of the batches, on the first gradient's device."""
+    if not grads.reads:
+        return torch.empty(0, dtype=torch.float64)
+    lifted = [serving(batch).lift(batch, p) for batch in grads.reads]
+    return lifted[0] if len(lifted) == 1 else torch.cat([part.to(grads.device) for part in lifted])
+
+
+def total(lifted: Tensor, p: float, group: "ProcessGroup | None") -> Tensor:
+    """The lifted value of the whole list, 0-d, over all ranks of `group`."""
+    whole = norms.combine(lifted, p) if len(lifted) else lifted.new_tensor(norms.identity(p))
+    if group is None:
+        return whole
+    from .distributed import merge_ranks  # not before it is asked for: a build of torch may lack it
+
+    return merge_ranks(whole, p, group)
+
+
+def norm(grads: Gradients, p: float, *, error_if_nonfinite: bool, group: "ProcessGroup | None") -> Tensor:
+    """The norm of all gradients, in the dtype of results. Waits for the device only if `error_if_nonfinite`."""
+    if len(grads.reads) == 1 and group is None and not error_if_nonfinite:
+        return serving(grads.reads[0]).norm(grads.reads[0], p, grads.dtype)
+    lifted = lift_each(grads, p)
+    result = norms.finish(total(lifted, p, group), p).to(grads.dtype)
+    if error_if_nonfinite:
+        _raise_if_nonfinite(result, lifted, grads, p)
+    return result
+
+
+def clip_(
+    grads: Gradients, p: float, rule: ClipRule, *, error_if_nonfinite: bool, group: "ProcessGroup | None"
+) -> Clipped:
+    """Clip to the rule; the norm is in the dtype of results. Nothing has been written if this raises."""
+    if len(grads.reads) == 1 and grads.reads is grads.writes and group is None and not error_if_nonfinite:
+        clipped = serving(grads.reads[0]).clip_(grads.reads[0], p, rule, grads.dtype)
+        grads.write_back()
+        return clipped
+    lifted = lift_each(grads, p)
+    exact = norms.finish(total(lifted, p, group), p)
+    if error_if_nonfinite:
+        _raise_if_nonfinite(exact.to(grads.dtype), lifted, grads, p)
+    coef = norms.coefficient(exact, rule)
+    scale_(grads, coef, zero=rule.zero_nonfinite)
+    return Clipped(exact.to(grads.dtype), coef)
+
+
+def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False) -> None:
+    """Gradients times `coef`: fp64, 0-d, or [U] for one each in the order of the batches."""
+    start = 0
+    for batch in grads.writes:
+        part = coef if coef.dim() == 0 else coef[start : start + len(batch.tensors)]
+        start += len(batch.tensors)
+        serving(batch).scale_(batch, part.to(batch.device), zero=zero)
+    grads.write_back()
+
+
+def clamp_(grads: Gradients, bound: float) -> None:
+    """Every element into [-bound, bound]."""
+    for batch in grads.writes:
+        serving(batch).clamp_(batch, bound)
+    grads.write_back()
+
+
+def spread(values: Tensor, grads: Gradients) -> Tensor:
+    """[U] values in the order of the batches to one per entry of the list, in the dtype of results.
+
+    An entry without a gradient gets 0.
+    """
+    values = values.to(grads.dtype)
+    if grads.sources == list(range(len(values))):
+        return values
+    padded = torch.cat([values, values.new_zeros(1)])
+    return padded[torch.tensor(grads.sources, device=values.device)]
+
+
+def _raise_if_nonfinite(result: Tensor, lifted: Tensor, grads: Gradients, p: float) -> None:
+    if result.isfinite():
+        return
+    values = norms.finish(lifted, p).tolist()
+    bad = [place for place, value in enumerate(values) if not -float("inf") < value < float("inf")]
+    shown = ", ".join(f"{grads.name(place)} ({values[place]})" for place in bad[:8])
+    more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
+    where = f"The culprits are {shown}{more}." if bad else "Every tensor here has a finite norm of its own."
+    raise RuntimeError(
+        f"The total norm of order {p} for gradients from `parameters` is non-finite ({result.item()}), so it cannot be "
+        f"clipped. {where} No gradient has been changed. To clip anyway, set `error_if_nonfinite=False`; "
+        "on_nonfinite='zero' then stores zeros instead of NaN"
+    )

@@ -1,0 +1,78 @@
+"""`patch_torch()`: everything that calls torch.nn.utils.clip_grad_norm_ and its siblings uses fusedclip from here on.
+
+torch wraps each of these functions in a small closure that turns autograd off and calls the function itself. We
+exchange what the closure calls, so that code which imported a function by name long ago is served as well.
+"""
+
+from collections.abc import Callable
+from types import CellType, TracebackType
+from typing import Any
+
+import torch
+import torch.nn.utils.clip_grad as torch_clip
+
+from . import clip
+
+_REPLACEMENTS: dict[str, Callable[..., Any]] = {
+    "clip_grad_norm_": clip.clip_grad_norm_,
+    "clip_grad_value_": clip.clip_grad_value_,
+    "_get_total_norm": clip.get_total_norm,
+    "_clip_grads_with_norm_": clip.clip_grads_with_norm_,
+}
+_active: list["Patch"] = []
+_originals: dict[str, Callable[..., Any]] = {}
+
+
+class Patch:
+    """What `patch_torch` returns: torch stays patched until `.remove()`, or the end of the `with` block."""
+
+    def __enter__(self) -> "Patch":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Give torch its own functions back, unless another patch is still active. Calling it again does nothing."""
+        if self not in _active:
+            return
+        _active.remove(self)
+        if not _active:
+            for name, original in _originals.items():
+                _cell(name).cell_contents = original
+            _originals.clear()
+
+
+def patch_torch() -> Patch:
+    """Make torch.nn.utils.clip_grad_norm_, clip_grad_value_, get_total_norm and clip_grads_with_norm_ call fusedclip.
+
+    Holders of the functions, by whatever name and from whenever, are included: the function objects stay the same.
+
+    Returns:
+        A handle with `.remove()`, which is a context manager too. Patches nest.
+
+    Raises:
+        RuntimeError: if this version of torch builds the functions in another way; torch is then as it was.
+    """
+    cells = {name: _cell(name) for name in _REPLACEMENTS}
+    patch = Patch()
+    if not _active:
+        _originals.update({name: cell.cell_contents for name, cell in cells.items()})
+        for name, cell in cells.items():
+            cell.cell_contents = _REPLACEMENTS[name]
+    _active.append(patch)
+    return patch
+
+
+def _cell(name: str) -> CellType:
+    """The cell of torch's wrapper that holds the function it calls."""
+    wrapper = getattr(torch_clip, name, None)
+    for cell in getattr(wrapper, "__closure__", None) or ():
+        if callable(cell.cell_contents):
+            return cell  # type: ignore[no-any-return]
+    raise RuntimeError(
+        f"torch {torch.__version__} builds torch.nn.utils.clip_grad.{name} in a way that patch_torch() does not know; "
+        "call fusedclip's functions by name"
+    )
