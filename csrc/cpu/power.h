@@ -11,14 +11,14 @@ using Longs = Vector<int64_t>;
 // log2 of a normal x > 0. With x = 2^e m, m in [sqrt(1/2), sqrt(2)) and s = (m - 1) / (m + 1):
 // ln m = 2 (s + s^3/3 + s^5/5 + ...), |s| < 0.172, so that the terms up to s^17 leave 2e-16.
 inline Doubles log2_of(Doubles x) {
-  constexpr int64_t kOne = 0x3ff0000000000000, kHalfRoot = 0x3fe6a09e667f3bcd;  // 1 and sqrt(1/2)
+  constexpr int64_t kHalfRoot = 0x3fe6a09e667f3bcd;  // the bits of sqrt(1/2)
   const Longs shifted = (Longs)x - kHalfRoot;
   const Longs exponent = shifted >> 52;
   const Doubles m = (Doubles)((Longs)x - (exponent << 52));
   const Doubles s = (m - 1) / (m + 1), t = s * s;
   Doubles series = t * (1.0 / 17) + 1.0 / 15;
-  for (const double c : {1.0 / 13, 1.0 / 11, 1.0 / 9, 1.0 / 7, 1.0 / 5, 1.0 / 3, 1.0}) series = series * t + c;
-  static_assert(kOne > kHalfRoot, "the exponent of 1 comes out as 0");
+  constexpr double kOdd[] = {1.0 / 13, 1.0 / 11, 1.0 / 9, 1.0 / 7, 1.0 / 5, 1.0 / 3, 1.0};
+  for (const double c : kOdd) series = series * t + c;
   // 3 * 2^51 + e in the bits of a double: an int64 to double conversion that SSE2 and AVX2 have no instruction for.
   const Doubles magic = Doubles{} + 0x1.8p52;
   const Doubles e = (Doubles)((Longs)magic + exponent) - magic;
@@ -33,9 +33,10 @@ inline Doubles exp2_of(Doubles y) {
   const Doubles shifted = y + magic;  // rounds to an integer, which the low bits then hold
   const Doubles f = (y - (shifted - magic)) * 0.693147180559945309417;
   Doubles series = Doubles{} + 1.0 / 6227020800;
-  for (const double c : {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
-                         1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0})
-    series = series * f + c;
+  constexpr double kInverseFactorials[] = {
+      1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720,
+      1.0 / 120,       1.0 / 24,       1.0 / 6,       0.5,          1.0,         1.0};
+  for (const double c : kInverseFactorials) series = series * f + c;
   const Longs n = (Longs)shifted - (Longs)magic;
   // In two steps, so that results near the ends of the range come out as inf, subnormal or 0 by themselves.
   const Longs half = n >> 1;

@@ -82,8 +82,8 @@ def _choose(batch: Batch) -> Backend:
     home = _HOME.get(batch.device.type)
     if home is not None and home != backend.name:
         warnings.warn(
-            f"fusedclip: the slow {backend.name} engine serves gradients on {batch.device}, because the {home} engine is "
-            f"not available: {_BY_NAME[home].missing()}. FUSEDCLIP_BACKEND={backend.name} says that this is wanted.",
+            f"fusedclip: the slow {backend.name} engine serves gradients on {batch.device}, because the {home} engine "
+            f"is not available: {_BY_NAME[home].missing()}. FUSEDCLIP_BACKEND={backend.name} says that this is wanted.",
             stacklevel=5,
         )
     return backend
