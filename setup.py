@@ -5,6 +5,7 @@ FUSEDCLIP_CUDA_ARCHS="90" chooses compute capabilities; FUSEDCLIP_SANITIZE="addr
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,9 +42,15 @@ class CMakeBuild(build_ext):
             configure += [f"-D{name}={os.environ[name]}" for name in OPTIONS if name in os.environ]
             subprocess.run(configure, check=True)
             subprocess.run(["cmake", "--build", str(build), "--target", "install"], check=True)
+            if not self.inplace:
+                # Tests and benchmarks run in the checkout, where Python finds this folder before the installed one.
+                shutil.copy2(module, ROOT / "fusedclip")
         except (OSError, ImportError, subprocess.CalledProcessError) as error:
             raise SystemExit(FAILED.format(reason=error)) from None
 
 
 wanted = os.environ.get("FUSEDCLIP_EXTENSION", "1") != "0"
+if not wanted:
+    for left_over in (ROOT / "fusedclip").glob("_C.*.so"):
+        left_over.unlink()
 setup(ext_modules=[Extension("fusedclip._C", [])] if wanted else [], cmdclass={"build_ext": CMakeBuild})

@@ -23,11 +23,20 @@ auto unlocked(F f) {
 
 double* as_doubles(uintptr_t address) { return reinterpret_cast<double*>(address); }
 
+constexpr int kMostSets = 4;
+
 py::list instruction_sets() {
-  const cpu::Kernels* sets[4];
+  const cpu::Kernels* sets[kMostSets];
   py::list names;
-  for (int i = 0, n = cpu::kernel_sets(sets, 4); i < n; ++i) names.append(sets[i]->name);
+  for (int i = 0, n = cpu::kernel_sets(sets, kMostSets); i < n; ++i) names.append(sets[i]->name);
   return names;
+}
+
+void use_instruction_set(const std::string& name) {
+  const cpu::Kernels* sets[kMostSets];
+  for (int i = 0, n = cpu::kernel_sets(sets, kMostSets); i < n; ++i)
+    if (name == sets[i]->name) return cpu::use_kernels(*sets[i]);
+  throw std::invalid_argument("this build or this processor has no instruction set " + name);
 }
 
 }  // namespace
@@ -38,6 +47,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_threads") = cpu::kHasThreads;
   m.attr("cuda_architectures") = FUSEDCLIP_CUDA_ARCHITECTURES;  // empty: built without the CUDA half
   m.def("instruction_sets", &instruction_sets);
+  m.def("use_instruction_set", &use_instruction_set, "For tests: all sets return the same bits.");
 
   py::class_<TensorList>(m, "TensorList")
       .def("__len__", &TensorList::size)

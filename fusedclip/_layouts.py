@@ -29,7 +29,7 @@ def flatten(gradient: Tensor, name: str, p: float | None, *, writable: bool) -> 
     if p is None and tensor.is_complex():
         raise TypeError(f"{name} is complex, and complex numbers cannot be clamped")
     if tensor.layout == torch.sparse_coo:
-        return _flatten_sparse(tensor, name, p)
+        return _flatten_sparse(gradient, tensor, p)
     if writable and _overlaps(tensor):
         raise RuntimeError(
             f"{name}, shape {tuple(tensor.shape)} with strides {tensor.stride()}, is expanded: several of its elements "
@@ -39,7 +39,7 @@ def flatten(gradient: Tensor, name: str, p: float | None, *, writable: bool) -> 
     stand_in = tensor if dense else tensor.contiguous()
     place = (tensor.numel(),) if dense else (tensor.shape, tensor.stride())
     memory = (tensor.device, tensor.data_ptr(), tensor.dtype, *place) if tensor.numel() else None
-    return _real(stand_in, p, None if dense else (tensor, stand_in), memory)
+    return _real(stand_in, p, None if dense else (gradient, stand_in), memory)
 
 
 def _plain(gradient: Tensor, name: str) -> Tensor:
@@ -80,7 +80,7 @@ def _is_dtensor(tensor: Tensor) -> bool:
     return any(cls.__name__ == "DTensor" for cls in type(tensor).__mro__)
 
 
-def _flatten_sparse(tensor: Tensor, name: str, p: float | None) -> Flat:
+def _flatten_sparse(gradient: Tensor, tensor: Tensor, p: float | None) -> Flat:
     coalesced = tensor.coalesce()  # the gradient is the sum of the entries at each index
     values = coalesced._values()
     if values.numel() and not _is_dense(values):
@@ -88,7 +88,7 @@ def _flatten_sparse(tensor: Tensor, name: str, p: float | None) -> Flat:
         coalesced = torch.sparse_coo_tensor(
             coalesced._indices(), values, tensor.shape, is_coalesced=True, check_invariants=False
         )
-    copy = None if values.data_ptr() == tensor._values().data_ptr() else (tensor, coalesced)
+    copy = None if values.data_ptr() == tensor._values().data_ptr() else (gradient, coalesced)
     memory = (tensor.device, tensor._values().data_ptr(), tensor.dtype, tensor._nnz()) if values.numel() else None
     return _real(values, p, copy, memory)
 

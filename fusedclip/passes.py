@@ -40,6 +40,8 @@ def total(lifted: Tensor, p: float, group: "ProcessGroup | None") -> Tensor:
 
 def norm(grads: Gradients, p: float, *, error_if_nonfinite: bool, group: "ProcessGroup | None") -> Tensor:
     """The norm of all gradients, in the dtype of results. Waits for the device only if `error_if_nonfinite`."""
+    if not grads.reads and group is None:
+        return torch.tensor(0.0)
     if len(grads.reads) == 1 and group is None and not error_if_nonfinite:
         return serving(grads.reads[0]).norm(grads.reads[0], p, grads.dtype)
     lifted = lift_each(grads, p)
@@ -53,6 +55,8 @@ def clip_(
     grads: Gradients, p: float, rule: ClipRule, *, error_if_nonfinite: bool, group: "ProcessGroup | None"
 ) -> Clipped:
     """Clip to the rule; the norm is in the dtype of results. Nothing has been written if this raises."""
+    if not grads.reads and group is None:
+        return Clipped(torch.tensor(0.0), torch.tensor(1.0, dtype=torch.float64))
     if len(grads.reads) == 1 and grads.reads is grads.writes and group is None and not error_if_nonfinite:
         clipped = serving(grads.reads[0]).clip_(grads.reads[0], p, rule, grads.dtype)
         grads.write_back()

@@ -1,4 +1,6 @@
 // Which of the compiled instruction sets this processor can run.
+#include <atomic>
+
 #include "kernels.h"
 
 namespace fusedclip::cpu {
@@ -30,13 +32,19 @@ int kernel_sets(const Kernels** out, int capacity) {
   return n;
 }
 
-const Kernels& kernels() {
-  static const Kernels* const best = [] {
-    const Kernels* first = nullptr;
-    kernel_sets(&first, 1);
-    return first;
-  }();
-  return *best;
+namespace {
+std::atomic<const Kernels*> in_use{nullptr};
 }
+
+const Kernels& kernels() {
+  const Kernels* set = in_use.load(std::memory_order_relaxed);
+  if (!set) {
+    kernel_sets(&set, 1);
+    in_use.store(set, std::memory_order_relaxed);
+  }
+  return *set;
+}
+
+void use_kernels(const Kernels& set) { in_use.store(&set, std::memory_order_relaxed); }
 
 }  // namespace fusedclip::cpu

@@ -12,14 +12,15 @@ struct Kernels {
   const char* name;
   // The lifted value of `count` elements, in fp64. `p` is read for Norm::kPower alone.
   double (*lift)(DType dtype, Norm norm, double p, const void* data, int64_t count);
-  // data *= coef, in float for 16-bit dtypes and float32, in double for float64.
+  // data *= coef, in float for 16-bit dtypes, in double for the others.
   void (*scale)(DType dtype, double coef, void* data, int64_t count);
   // data = min(max(data, -bound), bound), NaN kept. Stores only where something changes; tells whether it did.
   bool (*clamp)(DType dtype, double bound, void* data, int64_t count);
 };
 
-// The widest instruction set that this processor has. `index` of kernel_sets(), -1 for the best.
+// The set in use: the best one, unless use_kernels() chose another.
 const Kernels& kernels();
+void use_kernels(const Kernels& set);
 
 // Every set that this build holds and this processor can run, best first: tests hold them against each other.
 int kernel_sets(const Kernels** out, int capacity);

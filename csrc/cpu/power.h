@@ -5,7 +5,6 @@
 
 #include "vectors.h"
 
-using Doubles = Vector<double>;
 using Longs = Vector<int64_t>;
 
 // log2 of a normal x > 0. With x = 2^e m, m in [sqrt(1/2), sqrt(2)) and s = (m - 1) / (m + 1):

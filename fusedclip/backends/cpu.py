@@ -1,5 +1,6 @@
 """The CPU engine: `csrc/cpu`, on torch's threads."""
 
+import math
 from collections.abc import Set
 
 import torch
@@ -11,6 +12,7 @@ from ..norms import EPS, Clipped, ClipRule
 from .base import Backend
 
 _C = _extension.C
+_MOST_FLOAT32 = torch.finfo(torch.float32).max
 
 
 class Cpu(Backend):
@@ -40,7 +42,7 @@ class Cpu(Backend):
             batch.mark_written()
 
     def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
-        return torch.scalar_tensor(_C.cpu_norm(batch.table, p, torch.get_num_threads()), dtype=dtype)
+        return _scalar(_C.cpu_norm(batch.table, p, torch.get_num_threads()), dtype)
 
     def clip_(self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype) -> Clipped:
         norm, coef = _C.cpu_clip(
@@ -48,4 +50,10 @@ class Cpu(Backend):
         )
         if coef != 1:
             batch.mark_written()
-        return Clipped(torch.scalar_tensor(norm, dtype=dtype), torch.scalar_tensor(coef, dtype=torch.float64))
+        return Clipped(_scalar(norm, dtype), _scalar(coef, torch.float64))
+
+
+def _scalar(value: float, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.float32 and value > _MOST_FLOAT32:
+        value = math.inf  # scalar_tensor would raise
+    return torch.scalar_tensor(value, dtype=dtype)

@@ -29,7 +29,7 @@ class Reference(Backend):
     @torch.no_grad()
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> None:
         for tensor, c in zip(batch.tensors, coef.expand(len(batch.tensors)), strict=True):
-            scaled = (tensor.to(arithmetic(tensor.dtype)) * c.to(arithmetic(tensor.dtype))).to(tensor.dtype)
+            scaled = (tensor.double() * c).to(tensor.dtype)
             if zero:
                 scaled = torch.where(c == 0, 0.0, scaled)
             tensor.copy_(torch.where(c == 1, tensor, scaled))  # where, not if: the host must not wait for c
@@ -37,7 +37,7 @@ class Reference(Backend):
     @torch.no_grad()
     def clamp_(self, batch: Batch, bound: float) -> None:
         for tensor in batch.tensors:
-            tensor.clamp_(-bound, bound)
+            tensor.copy_(tensor.double().clamp(-bound, bound))
 
 
 def lifted(tensor: Tensor, p: float) -> Tensor:
@@ -52,8 +52,3 @@ def lifted(tensor: Tensor, p: float) -> Tensor:
     if p == 0:
         return (x != 0).sum(dtype=torch.float64)
     return x.pow(p).sum()
-
-
-def arithmetic(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which elements of `dtype` are multiplied."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,115 @@
+"""The registry: what is available, what is forced, what is refused, and that nothing falls back in silence."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import fusedclip
+from fusedclip import backends
+
+PACKAGE = Path(fusedclip.__file__).parent
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *(["-c", code] if code else ["-m", "fusedclip"])],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_cpu_engine_is_preferred_and_the_reference_is_always_there() -> None:
+    names = backends.available()
+    assert names[-1] == "reference"
+    assert "cpu" in names
+    assert backends.serving(fusedclip.grads.Batch([torch.ones(1)], torch.device("cpu"))).name == "cpu"
+
+
+def test_use_forces_an_engine_and_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    reference = next(b for b in backends.ORDER if b.name == "reference")
+    lift = type(reference).lift
+    monkeypatch.setattr(type(reference), "lift", lambda self, *a: calls.append(1) or lift(self, *a))
+    with backends.use("reference"):
+        fusedclip.get_total_norm([torch.ones(3)])
+        with backends.use("cpu"):
+            fusedclip.get_total_norm([torch.ones(3)])
+    fusedclip.get_total_norm([torch.ones(3)])
+    assert len(calls) == 1
+
+
+def test_use_is_per_thread() -> None:
+    seen = []
+    with backends.use("reference"):
+        thread = threading.Thread(target=lambda: seen.append(backends.explain()))
+        thread.start()
+        thread.join()
+        assert "forced: reference" in backends.explain()
+    assert "forced" not in seen[0]
+
+
+def test_unknown_name() -> None:
+    with (
+        pytest.raises(ValueError, match=r"no backend is called 'gpu'; there are .*cpu.*reference"),
+        backends.use("gpu"),
+    ):
+        pass
+
+
+def test_a_forced_engine_that_cannot_serve_says_why() -> None:
+    meta = fusedclip.grads.Batch([torch.ones(1, device="meta")], torch.device("meta"))
+    with backends.use("cpu"), pytest.raises(RuntimeError, match=r"'cpu' is forced .* serves the CPU, not meta"):
+        backends.serving(meta)
+
+
+def test_explain_has_a_line_for_each_engine() -> None:
+    text = backends.explain()
+    for backend in backends.ORDER:
+        assert backend.name in text
+    assert "preferred on cpu" in text
+
+
+def test_environment_variable() -> None:
+    code = "import fusedclip, torch; fusedclip.get_total_norm([torch.ones(1)]); print(fusedclip.backends.explain())"
+    assert "forced: reference" in run(code, FUSEDCLIP_BACKEND="reference").stdout
+    unknown = run(code, FUSEDCLIP_BACKEND="quick")
+    assert unknown.returncode != 0
+    assert "FUSEDCLIP_BACKEND: no backend is called 'quick'" in unknown.stderr
+
+
+def test_the_module_always_prints() -> None:
+    for environment in ({}, {"FUSEDCLIP_BACKEND": "quick"}):
+        shown = run("", **environment)
+        assert shown.returncode == 0
+        assert torch.__version__ in shown.stdout
+        assert ("cpu        serves cpu" in shown.stdout) or ("no backend is called 'quick'" in shown.stdout)
+
+
+def test_without_the_extension_the_reference_serves_and_says_so(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "fusedclip", ignore=shutil.ignore_patterns("_C*.so", "__pycache__"))
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]  # it knows another place\n"
+        "import fusedclip, torch, warnings; warnings.simplefilter('always')\n"
+        "print(fusedclip.__file__, fusedclip.backends.available())\n"
+        "for _ in range(2): print(fusedclip.get_total_norm([torch.ones(4)]))\n"
+        "try:\n"
+        "    with fusedclip.backends.use('cpu'): pass\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    shown = run(code)
+    assert shown.returncode == 0, shown.stderr
+    assert str(tmp_path) in shown.stdout
+    assert "'cpu'" not in shown.stdout.splitlines()[0]
+    assert shown.stdout.count("tensor(2.)") == 2
+    assert shown.stderr.count("the slow reference engine serves gradients on cpu") == 1
+    assert "'cpu' cannot run on this machine: the extension is not built" in shown.stdout
+    assert run(code, FUSEDCLIP_BACKEND="reference").stderr == ""

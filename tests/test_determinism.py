@@ -1,0 +1,93 @@
+"""The same gradients give the same bits: run after run, for any number of threads and any instruction set."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import fusedclip
+from fusedclip import _extension
+
+from .conftest import Engine, parameters
+
+FLOATING = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+compiled = pytest.mark.skipif(_extension.C is None, reason="the extension is not built")
+
+
+def mixed(e: Engine) -> list[torch.Tensor]:
+    shapes = [1, 63, 64, 65, 8191, 8193, 65536, 65537, 1_000_003, 300_000]
+    return [e.randn(n, dtype=FLOATING[i % 4], seed=i) for i, n in enumerate(shapes)]
+
+
+def test_run_after_run(engine: Engine) -> None:
+    grads = mixed(engine)
+    norms = {fusedclip.get_total_norm(grads).item() for _ in range(5)}
+    assert len(norms) == 1
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@compiled
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("p", [2.0, 1.0, 3.0, math.inf])
+def test_number_of_threads(p: float) -> None:
+    results = []
+    for n in (1, 2, 3, 7):
+        torch.set_num_threads(n)
+        with fusedclip.backends.use("cpu"):
+            grads = mixed(Engine("cpu", "cpu"))
+            norm = fusedclip.clip_grad_norm_(parameters(grads), 1.0, p)
+            results.append(
+                [norm, fusedclip.get_total_norm(grads, p), *fusedclip.get_per_tensor_norms(grads, p), *grads]
+            )
+            fusedclip.clip_grad_value_(parameters(grads), 1e-3)
+            results[-1] += [g.clone() for g in grads]
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@compiled
+@pytest.mark.parametrize("p", [2.0, 1.0, 0.0, 3.0, math.inf, -math.inf])
+def test_instruction_sets(p: float) -> None:
+    results = []
+    names = _extension.C.instruction_sets()
+    try:
+        for name in names:
+            _extension.C.use_instruction_set(name)
+            with fusedclip.backends.use("cpu"):
+                grads = mixed(Engine("cpu", "cpu"))
+                norms = [fusedclip.get_total_norm([g], p) for g in grads]
+                fusedclip.clip_grad_norm_(parameters(grads), 1.0, p)
+                clamped = [g.clone() for g in grads]
+                fusedclip.clip_grad_value_(parameters(clamped), 1e-3)
+                results.append([*norms, *grads, *clamped])
+    finally:
+        _extension.C.use_instruction_set(names[0])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@compiled
+def test_every_half_is_read_and_rounded_alike_by_every_instruction_set() -> None:
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    names = _extension.C.instruction_sets()
+    for dtype in (torch.float16, torch.bfloat16):
+        halves = every.view(dtype)
+        halves = halves[halves.isfinite()]
+        for scale in (0.3, 1e-3, 0.9995):
+            expected = (halves.float() * scale).to(dtype)
+            for name in names:
+                _extension.C.use_instruction_set(name)
+                try:
+                    got = halves.clone()
+                    with fusedclip.backends.use("cpu"):
+                        fusedclip.clip_grads_with_norm_(parameters([got]), scale, 1.0 - 1e-6)
+                finally:
+                    _extension.C.use_instruction_set(names[0])
+                assert torch.equal(got.view(torch.int16), expected.view(torch.int16)), (dtype, scale, name)

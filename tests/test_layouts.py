@@ -1,0 +1,182 @@
+"""Gradients of every layout: complex, strided, channels-last, misaligned, empty, 0-d, sparse, listed twice."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import fusedclip
+
+from . import oracle
+from .conftest import Engine, parameters
+
+
+def transposed(e: Engine) -> torch.Tensor:
+    return e.randn(30, 50).t()
+
+
+def channels_last(e: Engine) -> torch.Tensor:
+    return e.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+
+
+def every_second(e: Engine) -> torch.Tensor:
+    return e.randn(100, 8)[::2, 1::3]
+
+
+def reversed_rows(e: Engine) -> torch.Tensor:
+    return torch.as_strided(e.randn(40), (2, 3), (3, 2), 1)  # dimensions that interleave without overlapping
+
+
+def misaligned(e: Engine) -> torch.Tensor:
+    return e.randn(70003)[1:]
+
+
+def misaligned_bfloat16(e: Engine) -> torch.Tensor:
+    return e.randn(70003, dtype=torch.bfloat16)[3:70000]
+
+
+def zero_dimensional(e: Engine) -> torch.Tensor:
+    return e.tensor(3.0)
+
+
+def complex64(e: Engine) -> torch.Tensor:
+    return torch.complex(e.randn(50), e.randn(50, seed=1))
+
+
+def complex128(e: Engine) -> torch.Tensor:
+    return torch.complex(e.randn(50), e.randn(50, seed=1)).to(torch.complex128)
+
+
+def conjugated(e: Engine) -> torch.Tensor:
+    return complex64(e).conj()
+
+
+def complex_strided(e: Engine) -> torch.Tensor:
+    return complex64(e)[::2]
+
+
+def negated(e: Engine) -> torch.Tensor:
+    return complex128(e).conj().imag
+
+
+def one_element_with_odd_strides(e: Engine) -> torch.Tensor:
+    return torch.as_strided(e.randn(4), (1, 1), (0, 7))
+
+
+def sparse(e: Engine) -> torch.Tensor:
+    return torch.sparse_coo_tensor([[1, 5, 7]], e.randn(3, 4), (9, 4), check_invariants=True).coalesce()
+
+
+def uncoalesced(e: Engine) -> torch.Tensor:
+    return torch.sparse_coo_tensor([[1, 5, 1]], e.randn(3, 4), (9, 4), check_invariants=True, device=e.device)
+
+
+LAYOUTS = [
+    transposed, channels_last, every_second, reversed_rows, misaligned, misaligned_bfloat16, zero_dimensional,
+    complex64, complex128, conjugated, complex_strided, negated, one_element_with_odd_strides, sparse, uncoalesced,
+]  # fmt: skip
+
+
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.to_dense() if tensor.is_sparse else tensor).resolve_conj().resolve_neg().clone()
+
+
+@pytest.mark.parametrize("make", LAYOUTS)
+@pytest.mark.parametrize("p", [2.0, 1.0, math.inf, 0.0])
+def test_clip(engine: Engine, make: Callable[[Engine], torch.Tensor], p: float) -> None:
+    grad, plain = make(engine), engine.randn(200, seed=3)
+    before = [dense(grad), plain.clone()]
+    expected = oracle.norm([grad, plain], p)
+    version = grad._version
+    norm = fusedclip.clip_grad_norm_(parameters([grad, plain]), expected / 3, p)
+    oracle.assert_close(norm, expected, 3e-6)
+    assert norm.dtype == (torch.float64 if grad.dtype in (torch.complex128, torch.float64) else torch.float32)
+    coef = oracle.coefficient(expected, expected / 3)
+    for after, b in zip((dense(grad), plain), before, strict=True):
+        parts = [torch.view_as_real(t) if t.is_complex() else t for t in (after, b)]
+        oracle.assert_scaled(parts[0], parts[1], coef, engine.ulps(parts[0].dtype))
+    if not grad.is_sparse:
+        assert grad._version > version
+
+
+@pytest.mark.parametrize("make", [f for f in LAYOUTS if "complex" not in f.__name__ and f is not conjugated])
+def test_clip_value(engine: Engine, make: Callable[[Engine], torch.Tensor]) -> None:
+    grad = make(engine)
+    expected = dense(grad).clamp(-0.5, 0.5)
+    fusedclip.clip_grad_value_(parameters([grad]), 0.5)
+    assert torch.equal(dense(grad), expected)
+
+
+@pytest.mark.parametrize("make", LAYOUTS)
+def test_neighbours_in_memory_stay_as_they_were(engine: Engine, make: Callable[[Engine], torch.Tensor]) -> None:
+    grad = make(engine)
+    if grad.is_sparse or grad.is_neg() or grad._base is None:
+        pytest.skip("owns all of its memory")
+    storage = grad._base if not grad._base.is_complex() else torch.view_as_real(grad._base.resolve_conj())
+    inside = torch.zeros_like(grad._base, dtype=torch.bool)
+    inside.as_strided(grad.shape, grad.stride(), grad.storage_offset())[...] = True
+    if inside.shape != storage.shape or inside.stride() != storage.stride():
+        pytest.skip("seen through another view")
+    outside = storage[~inside].clone()
+    fusedclip.clip_grad_norm_(parameters([grad]), 1e-3)
+    assert torch.equal(storage[~inside], outside)
+
+
+def test_empty_tensors_count_for_nothing(engine: Engine) -> None:
+    full = engine.randn(20)
+    for p in (2.0, 1.0, math.inf, 3.0):
+        empty = [engine.randn(0), engine.randn(3, 0, 2), engine.randn(0).double()]
+        norm = fusedclip.clip_grad_norm_(parameters([empty[0], full, *empty[1:]]), 1e9, p)
+        oracle.assert_close(norm, oracle.norm([full], p), 3e-6)
+        assert fusedclip.clip_grad_norm_(parameters(empty), 1.0, p) == 0
+
+
+def test_the_same_gradient_listed_twice_counts_and_scales_once(engine: Engine) -> None:
+    shared = engine.tensor([3.0, 4.0])
+    (holder,) = parameters([shared])
+    other = torch.nn.Parameter(torch.zeros(2, device=engine.device))
+    other.grad = shared.view(2)  # another tensor over the same memory
+    norm = fusedclip.clip_grad_norm_([holder, holder, other], 1.0)
+    assert norm == 5
+    torch.testing.assert_close(shared, engine.tensor([0.6, 0.8]), rtol=1e-5, atol=0)
+    assert fusedclip.get_total_norm([shared, shared]) == fusedclip.get_total_norm([shared])
+
+
+def test_views_into_one_buffer_are_different_gradients(engine: Engine) -> None:
+    buffer = engine.randn(1003)
+    pieces = [buffer[:1], buffer[1:500], buffer[500:]]
+    before, expected = buffer.clone(), oracle.norm([buffer])
+    oracle.assert_close(fusedclip.clip_grad_norm_(parameters(pieces), 1.0), expected, 3e-6)
+    oracle.assert_scaled(buffer, before, oracle.coefficient(expected, 1.0), 1.5)
+
+
+def test_other_attribute(engine: Engine) -> None:
+    holders = [torch.nn.Parameter(torch.zeros(2, device=engine.device)) for _ in range(3)]
+    holders[0].main_grad = engine.tensor([30.0, 40.0])
+    holders[1].main_grad = None
+    holders[2].grad = engine.tensor([1e6, 1e6])
+    assert fusedclip.clip_grad_norm_(holders, 5.0, grad_attr="main_grad") == 50
+    torch.testing.assert_close(holders[0].main_grad, engine.tensor([3.0, 4.0]), rtol=1e-5, atol=0)
+    fusedclip.clip_grads_with_norm_(holders, 1.0, 2.0, grad_attr="main_grad")
+    fusedclip.clip_grad_value_(holders, 1.5, grad_attr="main_grad")
+    torch.testing.assert_close(holders[0].main_grad, engine.tensor([1.5, 1.5]))
+    assert fusedclip.clip_grad_norm_per_tensor_(holders, 9.0, grad_attr="main_grad")[1:].tolist() == [0, 0]
+    assert (holders[2].grad == 1e6).all()
+
+
+def test_plain_subclasses_are_their_own_memory(engine: Engine) -> None:
+    class Labelled(torch.Tensor):
+        pass
+
+    grad = engine.tensor([3.0, 4.0])
+    (holder,) = parameters([grad.as_subclass(Labelled)])
+    assert fusedclip.clip_grad_norm_([holder], 1.0) == 5
+    torch.testing.assert_close(grad, engine.tensor([0.6, 0.8]), rtol=1e-5, atol=0)
+
+
+def test_parameters_as_gradients_and_as_tensors(engine: Engine) -> None:
+    weight = torch.nn.Parameter(engine.tensor([3.0, 4.0]))
+    assert fusedclip.get_total_norm(iter([weight])) == 5
+    assert fusedclip.get_total_norm(weight) == 5
+    assert not fusedclip.get_total_norm([weight]).requires_grad
