@@ -95,7 +95,7 @@ def test_clip_grad_norm(
         return  # whether the coefficient is 1 or just below hangs on the last bits of the norm
     coef = oracle.coefficient(expected, max_norm)
     for after, b in zip(grads, before, strict=True):
-        if on_nonfinite == "zero" and not math.isfinite(expected) and max_norm != math.inf:
+        if on_nonfinite == "zero" and max_norm != math.inf and (coef == 0 or not math.isfinite(expected)):
             assert (elements(after) == 0).all()
         else:
             ulps = 1.5 if b.dtype not in (torch.float16, torch.bfloat16) else engine.ulps(b.dtype)
