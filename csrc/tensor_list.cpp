@@ -117,6 +117,8 @@ std::optional<TensorList> collect(const py::list& items, const py::object& attri
   const size_t n = items.size();
   SeenMemory seen(n);
   list.segments.reserve(n);
+  list.positions.reserve(n);
+  list.tiling.reserve(n);
   list.sources.assign(n, -1);
   for (size_t i = 0; i < n; ++i) {
     PyObject* const item = PyList_GET_ITEM(items.ptr(), i);

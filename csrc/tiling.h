@@ -27,6 +27,10 @@ struct Tiling {
   std::vector<int64_t> first_tile{0};
   std::vector<int64_t> first_byte{0};
 
+  void reserve(size_t segments) {
+    first_tile.reserve(segments + 1);
+    first_byte.reserve(segments + 1);
+  }
   void add(const Segment& segment) {
     first_tile.push_back(first_tile.back() + tiles_in(segment.count));
     first_byte.push_back(first_byte.back() + segment.count * size_of(segment.dtype));

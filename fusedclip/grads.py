@@ -48,10 +48,16 @@ class Gradients:
 
     reads: list[Batch]  # what the norm is taken of
     writes: list[Batch]  # what is scaled: the same batches, but for p-norms of complex gradients
-    sources: list[int]  # per entry of the list: its place in the batches one after another; -1 has no gradient
     dtype: torch.dtype  # of norms
     noun: str  # how errors name an entry
     copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (gradient, what was written in its stead)
+    _sources: list[int] | None = None
+
+    @property
+    def sources(self) -> list[int]:
+        """Per entry of the list: its gradient's place in the batches one after another, or -1 if it has none."""
+        # Asked of the table only when wanted: making the list costs 15 ns per tensor, an eighth of a call.
+        return self.reads[0].table.sources if self._sources is None else self._sources  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +117,7 @@ def _collect_compiled(items: list[Any], attribute: str | None, noun: str) -> Gra
     if not table:
         return None
     batch = [Batch(table.tensors, table.tensors[0].device, table)]
-    return Gradients(batch, batch, table.sources, torch.float64 if table.has_float64 else torch.float32, noun)
+    return Gradients(batch, batch, torch.float64 if table.has_float64 else torch.float32, noun)
 
 
 def _collect(items: list[Any], attribute: str | None, noun: str, p: float | None, *, writable: bool) -> Gradients:
@@ -150,10 +156,10 @@ def _grouped(flats: dict[tuple[Any, ...], Flat], keys: list[tuple[Any, ...] | No
     return Gradients(
         reads,
         writes,
-        sources=[-1 if key is None else place[key] for key in keys],
         dtype=torch.float64 if double else torch.float32,
         noun=noun,
         copies=[flat.copy for flat in flats.values() if flat.copy is not None],
+        _sources=[-1 if key is None else place[key] for key in keys],
     )
 
 
