@@ -32,6 +32,8 @@ class CMakeBuild(build_ext):
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
+        # What the last build found may be gone (pip builds in throw-away environments) or not wanted any more.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
         try:
             import pybind11
 
@@ -53,4 +55,8 @@ wanted = os.environ.get("FUSEDCLIP_EXTENSION", "1") != "0"
 if not wanted:
     for left_over in (ROOT / "fusedclip").glob("_C.*.so"):
         left_over.unlink()
-setup(ext_modules=[Extension("fusedclip._C", [])] if wanted else [], cmdclass={"build_ext": CMakeBuild})
+sources = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*")]  # listed for the source distribution
+setup(
+    ext_modules=[Extension("fusedclip._C", [], depends=sources)] if wanted else [],
+    cmdclass={"build_ext": CMakeBuild},
+)

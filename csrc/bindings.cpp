@@ -52,13 +52,8 @@ PYBIND11_MODULE(_C, m) {
   py::class_<TensorList>(m, "TensorList")
       .def("__len__", &TensorList::size)
       .def_readonly("tensors", &TensorList::tensors)
-      .def_readonly("positions", &TensorList::positions)
       .def_readonly("sources", &TensorList::sources)
-      .def_readonly("has_float64", &TensorList::has_float64)
-      .def_property_readonly("nbytes", [](const TensorList& l) { return l.tiling.bytes(); })
-      .def_property_readonly("device", [](const TensorList& l) {
-        return py::make_tuple(static_cast<int>(l.device.device_type), l.device.device_id);
-      });
+      .def_readonly("has_float64", &TensorList::has_float64);
   m.def("bind_torch", &bind_torch);
   m.def("collect", &collect, py::arg("items"), py::arg("attribute").none(true));
 

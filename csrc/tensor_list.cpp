@@ -17,6 +17,14 @@ bool is_plain(PyObject* object) {
   return Py_TYPE(object) == torch.tensor || Py_TYPE(object) == torch.parameter;
 }
 
+bool is_tensor(PyObject* object) { return is_plain(object) || PyType_IsSubtype(Py_TYPE(object), torch.tensor); }
+
+// The pending exception only means that this gradient needs a closer look; any other (an interrupt, say) goes on.
+void forgive(PyObject* kind) {
+  if (!PyErr_ExceptionMatches(kind)) throw py::error_already_set();
+  PyErr_Clear();
+}
+
 std::optional<DType> dtype_of(DLDataType type) {
   if (type.lanes != 1) return std::nullopt;
   if (type.code == kDLFloat && type.bits == 32) return DType::kFloat32;
@@ -47,7 +55,7 @@ bool is_contiguous(const DLTensor& t) {
 // The elements fill one stretch of memory in some order of the dimensions (channels-last, transposed).
 bool is_dense(const DLTensor& t, int64_t count) {
   if (count == 0 || is_contiguous(t)) return true;
-  constexpr int kMaxDims = 16;
+  constexpr int kMaxDims = 64;  // torch's own limit
   if (t.ndim > kMaxDims) return false;
   std::array<int, kMaxDims> order;
   int dims = 0;
@@ -117,19 +125,20 @@ std::optional<TensorList> collect(const py::list& items, const py::object& attri
   const size_t n = items.size();
   SeenMemory seen(n);
   list.segments.reserve(n);
-  list.positions.reserve(n);
   list.tiling.reserve(n);
   list.sources.assign(n, -1);
   for (size_t i = 0; i < n; ++i) {
     PyObject* const item = PyList_GET_ITEM(items.ptr(), i);
+    if (!is_tensor(item)) return std::nullopt;
     const py::object grad = attribute.is_none()
                                 ? py::reinterpret_borrow<py::object>(item)
                                 : py::reinterpret_steal<py::object>(PyObject_GetAttr(item, attribute.ptr()));
-    if (!grad) return PyErr_Clear(), std::nullopt;
+    if (!grad) return forgive(PyExc_AttributeError), std::nullopt;
     if (grad.is_none() && !attribute.is_none()) continue;
     DLTensor t;
     if (!is_plain(grad.ptr())) return std::nullopt;
-    if (torch.dlpack->dltensor_from_py_object_no_sync(grad.ptr(), &t) != 0) return PyErr_Clear(), std::nullopt;
+    if (torch.dlpack->dltensor_from_py_object_no_sync(grad.ptr(), &t) != 0)
+      return forgive(PyExc_Exception), std::nullopt;
     const std::optional<Segment> segment = segment_of(t);
     if (!segment) return std::nullopt;
     if (list.size() == 0) list.device = t.device;
@@ -142,7 +151,6 @@ std::optional<TensorList> collect(const py::list& items, const py::object& attri
     list.segments.push_back(*segment);
     list.tiling.add(*segment);
     list.tensors.append(grad);
-    list.positions.push_back(static_cast<int64_t>(i));
     list.has_float64 |= segment->dtype == DType::kFloat64;
   }
   return list;

@@ -19,8 +19,7 @@ struct TensorList {
   py::list tensors;  // one per segment; keeps the memory alive
   std::vector<Segment> segments;
   Tiling tiling;
-  std::vector<int64_t> positions;  // per segment: where the gradient stood in the list it came from
-  std::vector<int64_t> sources;    // per item of that list: its segment, or -1 where there was no gradient
+  std::vector<int64_t> sources;  // per item of that list: its segment, or -1 where there was no gradient
   DLDevice device{kDLCPU, 0};
   bool has_float64 = false;
 

@@ -1,6 +1,7 @@
 """The compiled module, or the reason why there is none. Imported after torch, whose OpenMP runtime it uses."""
 
 import importlib.util
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,8 @@ reason: str | None = None
 
 def _load() -> ModuleType:
     module = importlib.import_module("fusedclip._C")
+    if module.version != version("fusedclip"):
+        raise ImportError(f"it is of version {module.version}, the package of {version('fusedclip')}; install again")
     module.bind_torch(torch.Tensor, torch.nn.Parameter)
     return module
 

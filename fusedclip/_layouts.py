@@ -35,11 +35,12 @@ def flatten(gradient: Tensor, name: str, p: float | None, *, writable: bool) -> 
             f"{name}, shape {tuple(tensor.shape)} with strides {tensor.stride()}, is expanded: several of its elements "
             "share memory and cannot be scaled one by one; .clone() it first"
         )
-    dense = _is_dense(tensor)
-    stand_in = tensor if dense else tensor.contiguous()
-    place = (tensor.numel(),) if dense else (tensor.shape, tensor.stride())
-    memory = (tensor.device, tensor.data_ptr(), tensor.dtype, *place) if tensor.numel() else None
-    return _real(stand_in, p, None if dense else (gradient, stand_in), memory)
+    if _is_dense(tensor):
+        return _real(tensor, p, None)
+    stand_in = tensor.contiguous()
+    flat = _real(stand_in, p, (gradient, stand_in))
+    flat.memory = (tensor.device, tensor.data_ptr(), tensor.dtype, *_dimensions(tensor))
+    return flat
 
 
 def _plain(gradient: Tensor, name: str) -> Tensor:
@@ -58,6 +59,8 @@ def _plain(gradient: Tensor, name: str) -> Tensor:
     gradient = gradient.detach()
     if gradient.device.type == "meta":
         raise TypeError(f"{name} is on the meta device and has no elements to clip")
+    if gradient.is_nested:
+        raise TypeError(f"{name} is a nested tensor; clip the gradients of its components")
     if gradient.layout not in (torch.strided, torch.sparse_coo):
         raise TypeError(f"{name} has layout {gradient.layout}; strided and sparse_coo gradients can be clipped")
     if gradient.dtype not in FLOATING and not gradient.is_complex():
@@ -88,19 +91,22 @@ def _flatten_sparse(gradient: Tensor, tensor: Tensor, p: float | None) -> Flat:
         coalesced = torch.sparse_coo_tensor(
             coalesced._indices(), values, tensor.shape, is_coalesced=True, check_invariants=False
         )
-    copy = None if values.data_ptr() == tensor._values().data_ptr() else (gradient, coalesced)
-    memory = (tensor.device, tensor._values().data_ptr(), tensor.dtype, tensor._nnz()) if values.numel() else None
-    return _real(values, p, copy, memory)
+    if values.data_ptr() == tensor._values().data_ptr():
+        return _real(values, p, None)
+    flat = _real(values, p, (gradient, coalesced))
+    flat.memory = (tensor.device, tensor._values().data_ptr(), tensor.dtype, tensor._values().numel())
+    return flat
 
 
-def _real(tensor: Tensor, p: float | None, copy: tuple[Tensor, Tensor] | None, memory: tuple[Any, ...] | None) -> Flat:
-    if not tensor.is_complex():
-        return Flat(tensor, tensor, tensor.dtype, copy, memory)
-    # A lazily conjugated or negated view holds other bits of the same magnitude in the same memory.
-    pairs = torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor)
-    # |z|^2 is the sum of both parts' squares; for other norms |z| itself has to be computed.
-    read = pairs if p == 2 else torch.linalg.vector_norm(pairs, dim=-1, dtype=torch.float64)
-    return Flat(read, pairs, pairs.dtype, copy, memory)
+def _real(tensor: Tensor, p: float | None, copy: tuple[Tensor, Tensor] | None) -> Flat:
+    read = write = tensor
+    if tensor.is_complex():
+        # A lazily conjugated view holds other bits of the same magnitude in the same memory.
+        write = torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor)
+        # |z|^2 is the sum of both parts' squares; for other norms |z| itself has to be computed.
+        read = write if p == 2 else tensor.to(torch.complex128).abs()
+    memory = (write.device, write.data_ptr(), write.dtype, write.numel()) if write.numel() else None
+    return Flat(read, write, write.dtype, copy, memory)
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -135,4 +141,4 @@ def _dimensions(tensor: Tensor) -> list[tuple[int, int]]:
 def _places(tensor: Tensor) -> Tensor:
     """Of each element in memory, counted from the first."""
     extent = sum(stride * (size - 1) for stride, size in _dimensions(tensor)) + 1
-    return torch.arange(extent).as_strided(tensor.shape, tensor.stride())
+    return torch.arange(extent, device="cpu").as_strided(tensor.shape, tensor.stride())

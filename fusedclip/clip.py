@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, SupportsFloat
 
-import torch
 from torch import Tensor
 
 from . import norms, passes
@@ -14,14 +13,14 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Tensors = Iterable[Tensor] | Tensor
-Limit = SupportsFloat | Tensor
+Limit = SupportsFloat | str | Tensor
 OnNonfinite = Literal["propagate", "zero"]
 
 
 def clip_grad_norm_(
     parameters: Tensors,
     max_norm: Limit,
-    norm_type: SupportsFloat = 2.0,
+    norm_type: SupportsFloat | str = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
     *,
@@ -50,7 +49,8 @@ def clip_grad_norm_(
         on_nonfinite: with a norm of NaN or inf, "propagate" does what the formula says (NaN everywhere; inf turns inf
             into NaN and the rest into 0), "zero" stores zeros. Neither waits for the device.
         group: a process group whose ranks hold different gradients of one model (pipeline stages, hand-made shards):
-            the norm is taken over all of them. Every rank must call. One all-reduce of at most two numbers.
+            the norm is taken over all of them. Every rank must call, and none may raise on its way (a bad gradient on
+            one rank leaves the others waiting for it). One all-reduce of at most two numbers.
         grad_attr: the attribute that holds the gradient, e.g. "main_grad".
 
     Returns:
@@ -73,7 +73,7 @@ def clip_grad_norm_(
 
 def get_total_norm(
     tensors: Tensors,
-    norm_type: SupportsFloat = 2.0,
+    norm_type: SupportsFloat | str = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
     *,
@@ -108,7 +108,7 @@ def clip_grads_with_norm_(
     norm = norms.check_total_norm(total_norm)
     grads = gather(parameters, grad_attr)
     if grads.writes:
-        passes.scale_(grads, norms.coefficient(norm.to(grads.device, torch.float64), ClipRule(limit)))
+        passes.scale_(grads, norms.coefficient(norms.on_device(norm, grads.device), ClipRule(limit)))
 
 
 def clip_grad_value_(
@@ -127,7 +127,7 @@ def clip_grad_value_(
     passes.clamp_(gather(parameters, grad_attr, p=None), bound)
 
 
-def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat = 2.0) -> Tensor:
+def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0) -> Tensor:
     """The norm of each tensor by itself, from one read pass over all of them and without waiting for the device.
 
     Returns:
@@ -139,7 +139,7 @@ def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat = 2.0) -> Te
 
 
 def clip_grad_norm_per_tensor_(
-    parameters: Tensors, max_norm: Limit, norm_type: SupportsFloat = 2.0, *, grad_attr: str = "grad"
+    parameters: Tensors, max_norm: Limit, norm_type: SupportsFloat | str = 2.0, *, grad_attr: str = "grad"
 ) -> Tensor:
     """Scale each gradient by itself so that its own norm is at most `max_norm`, in place.
 

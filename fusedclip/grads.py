@@ -32,14 +32,17 @@ class Batch:
         """The same as segments, for the compiled engines."""
         if self._table is None:
             self._table = _extension.C.collect(self.tensors, None)
+            if self._table is None or len(self._table) != len(self.tensors):
+                raise RuntimeError(f"the extension cannot read one of these gradients: {self.tensors}")
         return self._table
 
     def dtypes(self) -> set[torch.dtype]:
         return {tensor.dtype for tensor in self.tensors}
 
-    def mark_written(self) -> None:
+    def mark_written(self, which: list[bool] | None = None) -> None:
         """Tell autograd: writes through a raw pointer don't bump the version counters by themselves."""
-        torch.autograd.graph.increment_version(self.tensors)
+        written = self.tensors if which is None else [t for t, wrote in zip(self.tensors, which, strict=True) if wrote]
+        torch.autograd.graph.increment_version(written)
 
 
 @dataclass(slots=True, eq=False)
@@ -64,9 +67,13 @@ class Gradients:
         """Of the first gradient; results live there."""
         return self.reads[0].device if self.reads else torch.device("cpu")
 
-    def write_back(self) -> None:
-        """Bring home what was written to the stand-ins of strided and uncoalesced gradients."""
-        if self.copies:
+    def write_back(self, coef: Tensor | None = None) -> None:
+        """Bring home what was written to the stand-ins of strided and uncoalesced gradients.
+
+        `coef`: what they were scaled by; where the host can see that it is 1, nothing has been written.
+        """
+        unchanged = coef is not None and coef.device.type == "cpu" and bool((coef == 1).all()) if self.copies else True
+        if not unchanged:
             with torch.no_grad():
                 for gradient, written in self.copies:
                     gradient.copy_(written)
@@ -81,6 +88,8 @@ def gather(parameters: Iterable[Tensor] | Tensor, attribute: str = "grad", *, p:
 
     Raises TypeError or RuntimeError for what cannot be clipped, naming it; no gradient has been touched then.
     """
+    if not isinstance(attribute, str):
+        raise TypeError(f"grad_attr must be the name of an attribute, got {attribute!r}")
     items = _as_list(parameters, "parameters")
     noun = f"parameters[{{}}].{attribute}"
     grads = _collect_compiled(items, attribute, noun) or _collect(items, attribute, noun, p, writable=True)
@@ -100,15 +109,26 @@ def _as_list(items: Any, noun: str) -> list[Any]:
     if isinstance(items, Tensor):
         return [items]
     try:
-        listed = list(items)
+        iterator = iter(items)
     except TypeError:
-        hint = "; pass its .parameters()" if hasattr(items, "parameters") else ""
         kind = type(items).__name__
-        raise TypeError(f"{noun} must be a tensor or an iterable of tensors, got {kind}{hint}") from None
+        raise TypeError(f"{noun} must be a tensor or an iterable of tensors, got {kind}{_hint(items)}") from None
+    listed = list(iterator)  # outside of the try: what a generator raises is its own affair
     if not listed and isinstance(items, types.GeneratorType) and noun == "parameters":
         # torch's words. The frame that called the public function: _as_list, gather, the function itself.
         warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=4)
     return listed
+
+
+def _hint(given: Any) -> str:
+    """The way out for what people pass by mistake."""
+    if hasattr(given, "param_groups"):
+        return "; pass the parameters of its param_groups"
+    if isinstance(given, dict) and "params" in given:
+        return "; pass its ['params']"
+    if hasattr(given, "parameters"):
+        return "; pass its .parameters()"
+    return "; pass .parameters(), not .named_parameters()" if isinstance(given, tuple) else ""
 
 
 def _collect_compiled(items: list[Any], attribute: str | None, noun: str) -> Gradients | None:
@@ -136,9 +156,11 @@ def _collect(items: list[Any], attribute: str | None, noun: str, p: float | None
 
 def _gradient_of(item: Any, i: int, attribute: str | None, noun: str) -> Tensor | None:
     if not isinstance(item, Tensor):
-        hint = "; pass .parameters(), not .named_parameters()" if isinstance(item, tuple) else ""
-        raise TypeError(f"{noun.partition('[')[0]}[{i}] is a {type(item).__name__}, not a tensor{hint}")
-    gradient = item if attribute is None else getattr(item, attribute, None)
+        raise TypeError(f"{noun.partition('[')[0]}[{i}] is a {type(item).__name__}, not a tensor{_hint(item)}")
+    if attribute == "grad":
+        gradient = item.grad
+    else:
+        gradient = item if attribute is None else getattr(item, attribute, None)
     if gradient is not None and not isinstance(gradient, Tensor):
         raise TypeError(f"{noun.format(i)} is a {type(gradient).__name__}, not a tensor")
     return gradient

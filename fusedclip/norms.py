@@ -36,7 +36,7 @@ def check_norm_type(norm_type: SupportsFloat | str) -> float:
     """`norm_type` as a float ("inf" included, as in torch), or an error that says what it may be."""
     try:
         p = float(norm_type)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(
             f"norm_type must be a number such as 2.0 or float('inf'), got {norm_type!r} ({type(norm_type).__name__})"
         ) from None
@@ -56,11 +56,14 @@ def check_limit(limit: SupportsFloat | str | Tensor, name: str) -> float | Tenso
             raise TypeError(
                 f"{name} must be a number or a tensor with one real element, got {limit.dtype} of shape {shape}"
             )
+        limit = limit.detach().reshape(())
         if limit.device.type != "cpu":
-            return limit.detach().reshape(())
+            return limit
     try:
+        if isinstance(limit, complex):
+            raise TypeError
         value = float(limit)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {limit!r} ({type(limit).__name__})") from None
     return value
 
@@ -74,20 +77,25 @@ def check_max_norm(max_norm: SupportsFloat | str | Tensor) -> float | Tensor:
     return limit
 
 
-def check_total_norm(total_norm: SupportsFloat | str | Tensor) -> Tensor:
-    """As a 0-d tensor on its device. NaN and inf are answers that a norm may have."""
+def check_total_norm(total_norm: SupportsFloat | str | Tensor) -> float | Tensor:
+    """As a float, or a 0-d tensor on its device. NaN and inf are answers that a norm may have."""
     limit = check_limit(total_norm, "total_norm")
-    if isinstance(limit, Tensor):
-        return limit
-    if limit < 0:
+    if isinstance(limit, float) and limit < 0:
         raise ValueError(f"total_norm is {limit}; a norm is at least 0")
-    return torch.tensor(limit, dtype=torch.float64)
+    return limit
+
+
+def on_device(value: float | Tensor, device: torch.device) -> Tensor:
+    """As fp64, 0-d. A number is filled in by the device itself: copying it there would make the host wait."""
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float64)
+    return torch.full((), value, dtype=torch.float64, device=device)
 
 
 def check_clip_value(clip_value: SupportsFloat | str) -> float:
     try:
         bound = float(clip_value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"clip_value must be a number, got {clip_value!r} ({type(clip_value).__name__})") from None
     if not bound >= 0:
         raise ValueError(f"clip_value is {bound}; it must be at least 0")

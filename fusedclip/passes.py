@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 def lift_each(grads: Gradients, p: float) -> Tensor:
     """Lifted value of each gradient, fp64, in the order of the batches, on the first gradient's device."""
     if not grads.reads:
-        return torch.empty(0, dtype=torch.float64)
+        return torch.empty(0, dtype=torch.float64, device="cpu")
     lifted = [serving(batch).lift(batch, p) for batch in grads.reads]
     return lifted[0] if len(lifted) == 1 else torch.cat([part.to(grads.device) for part in lifted])
 
 
 def total(lifted: Tensor, p: float, group: "ProcessGroup | None") -> Tensor:
     """The lifted value of the whole list, 0-d, over all ranks of `group`."""
-    whole = norms.combine(lifted, p) if len(lifted) else lifted.new_tensor(norms.identity(p))
+    whole = norms.combine(lifted, p) if len(lifted) else lifted.new_full((), norms.identity(p))
     if group is None:
         return whole
     from .distributed import merge_ranks  # not before it is asked for: a build of torch may lack it
@@ -41,14 +41,14 @@ def total(lifted: Tensor, p: float, group: "ProcessGroup | None") -> Tensor:
 def norm(grads: Gradients, p: float, *, error_if_nonfinite: bool, group: "ProcessGroup | None") -> Tensor:
     """The norm of all gradients, in the dtype of results. Waits for the device only if `error_if_nonfinite`."""
     if not grads.reads and group is None:
-        return torch.tensor(0.0)
+        return _nothing()
     if len(grads.reads) == 1 and group is None and not error_if_nonfinite:
         return serving(grads.reads[0]).norm(grads.reads[0], p, grads.dtype)
     lifted = lift_each(grads, p)
-    result = norms.finish(total(lifted, p, group), p).to(grads.dtype)
+    exact = norms.finish(total(lifted, p, group), p)
     if error_if_nonfinite:
-        _raise_if_nonfinite(result, lifted, grads, p)
-    return result
+        _raise_if_nonfinite(exact, lifted, grads, p)
+    return exact.to(grads.dtype)
 
 
 def clip_(
@@ -56,15 +56,15 @@ def clip_(
 ) -> Clipped:
     """Clip to the rule; the norm is in the dtype of results. Nothing has been written if this raises."""
     if not grads.reads and group is None:
-        return Clipped(torch.tensor(0.0), torch.tensor(1.0, dtype=torch.float64))
+        return Clipped(_nothing(), torch.ones((), dtype=torch.float64, device="cpu"))
     if len(grads.reads) == 1 and grads.reads is grads.writes and group is None and not error_if_nonfinite:
         clipped = serving(grads.reads[0]).clip_(grads.reads[0], p, rule, grads.dtype)
-        grads.write_back()
+        grads.write_back(clipped.coef)
         return clipped
     lifted = lift_each(grads, p)
     exact = norms.finish(total(lifted, p, group), p)
     if error_if_nonfinite:
-        _raise_if_nonfinite(exact.to(grads.dtype), lifted, grads, p)
+        _raise_if_nonfinite(exact, lifted, grads, p)
     coef = norms.coefficient(exact, rule)
     scale_(grads, coef, zero=rule.zero_nonfinite)
     return Clipped(exact.to(grads.dtype), coef)
@@ -77,7 +77,7 @@ def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False) -> None:
         part = coef if coef.dim() == 0 else coef[start : start + len(batch.tensors)]
         start += len(batch.tensors)
         serving(batch).scale_(batch, part.to(batch.device), zero=zero)
-    grads.write_back()
+    grads.write_back(coef)
 
 
 def clamp_(grads: Gradients, bound: float) -> None:
@@ -96,11 +96,17 @@ def spread(values: Tensor, grads: Gradients) -> Tensor:
     if grads.sources == list(range(len(values))):
         return values
     padded = torch.cat([values, values.new_zeros(1)])
-    return padded[torch.tensor(grads.sources, device=values.device)]
+    return torch.stack([padded[place] for place in grads.sources])  # a list as index would have the host wait
 
 
-def _raise_if_nonfinite(result: Tensor, lifted: Tensor, grads: Gradients, p: float) -> None:
-    if result.isfinite():
+def _nothing() -> Tensor:
+    """torch's answer for no gradients at all."""
+    return torch.zeros((), dtype=torch.float32, device="cpu")
+
+
+def _raise_if_nonfinite(norm: Tensor, lifted: Tensor, grads: Gradients, p: float) -> None:
+    """Judges the unrounded norm: the same on all ranks, whatever dtype each of them returns it in."""
+    if norm.isfinite():
         return
     values = norms.finish(lifted, p).tolist()
     bad = [place for place, value in enumerate(values) if not -float("inf") < value < float("inf")]
@@ -108,7 +114,7 @@ def _raise_if_nonfinite(result: Tensor, lifted: Tensor, grads: Gradients, p: flo
     more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
     where = f"The culprits are {shown}{more}." if bad else "Every tensor here has a finite norm of its own."
     raise RuntimeError(
-        f"The total norm of order {p} for gradients from `parameters` is non-finite ({result.item()}), so it cannot be "
+        f"The total norm of order {p} for gradients from `parameters` is non-finite ({norm.item()}), so it cannot be "
         f"clipped. {where} No gradient has been changed. To clip anyway, set `error_if_nonfinite=False`; "
         "on_nonfinite='zero' then stores zeros instead of NaN"
     )

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,7 +100,7 @@ def test_max_norm_that_is_no_number(max_norm: Any) -> None:
     assert (grad == 1).all()
 
 
-@pytest.mark.parametrize("norm_type", [None, "two", [2], object()])
+@pytest.mark.parametrize("norm_type", [None, "two", [2], object(), 10**400])
 def test_norm_type_that_is_no_number(norm_type: Any) -> None:
     grad = torch.ones(3)
     for call in (
@@ -182,6 +183,59 @@ def test_frozen_models_are_legal(call: Any) -> None:
         call(frozen.parameters())
         call([torch.ones(2, requires_grad=True)])
         call([])
+
+
+@pytest.mark.parametrize("grad_attr", [None, 3, b"grad"])
+def test_grad_attr_that_is_no_name(grad_attr: Any) -> None:
+    holders = parameters([torch.ones(2)])
+    with pytest.raises(TypeError, match="grad_attr must be the name of an attribute"):
+        fusedclip.clip_grad_norm_(holders, 1e-3, grad_attr=grad_attr)
+    assert (holders[0].grad == 1).all()
+
+
+def test_what_a_generator_raises_comes_through() -> None:
+    def broken() -> Any:
+        yield torch.nn.Parameter(torch.ones(1))
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match=r"^mine$"):
+        fusedclip.clip_grad_norm_(broken(), 1.0)
+
+
+def test_only_tensors_have_gradients() -> None:
+    for gradient in (torch.ones(2), torch.ones(2).to_sparse()):
+        with pytest.raises(TypeError, match=r"parameters\[0\] is a SimpleNamespace, not a tensor"):
+            fusedclip.clip_grad_norm_([SimpleNamespace(grad=gradient)], 1.0)  # type: ignore[list-item]
+
+
+def test_hints() -> None:
+    layer = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(layer.parameters())
+    for bad, hint in (
+        (torch.nn.Sequential(layer), r"parameters\[0\] is a Linear, not a tensor; pass its \.parameters\(\)"),
+        (optimizer, "got SGD; pass the parameters of its param_groups"),
+        (optimizer.param_groups, r"parameters\[0\] is a dict, not a tensor; pass its \['params'\]"),
+    ):
+        with pytest.raises(TypeError, match=hint):
+            fusedclip.clip_grad_norm_(bad, 1.0)  # type: ignore[arg-type]
+
+
+def test_interrupts_come_through() -> None:
+    class Interrupted(torch.Tensor):
+        @property
+        def grad(self) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fusedclip.clip_grad_norm_([torch.ones(1).as_subclass(Interrupted)], 1.0)
+
+
+def test_nested_tensors_are_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    with pytest.raises(TypeError, match="is a nested tensor"):
+        fusedclip.get_total_norm([nested])
 
 
 def test_unknown_grad_attr() -> None:

@@ -91,3 +91,22 @@ def test_every_half_is_read_and_rounded_alike_by_every_instruction_set() -> None
                 finally:
                     _extension.C.use_instruction_set(names[0])
                 assert torch.equal(got.view(torch.int16), expected.view(torch.int16)), (dtype, scale, name)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_flushing_of_subnormals_changes_nothing(dtype: torch.dtype) -> None:
+    value = {torch.float32: 1e-40, torch.bfloat16: 1e-39, torch.float16: 1e-7}[dtype]
+    grads = [torch.full((1 << 22,), value, dtype=dtype), torch.full((100,), value, dtype=dtype)]
+    expected = fusedclip.get_total_norm(grads)
+    assert expected > 0
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormals")
+    try:
+        norm = fusedclip.get_total_norm(grads)
+        fusedclip.clip_grads_with_norm_(parameters(grads), 0.5, 1.0 - 1e-6)
+    finally:
+        torch.set_flush_denormal(False)
+    assert norm == expected
+    halved = torch.tensor(value, dtype=dtype) / 2
+    assert all((g == halved).all() for g in grads)

@@ -62,3 +62,11 @@ def test_one_bad_gradient_leaves_the_others_alone(engine: Engine) -> None:
     assert grads[0].isnan().all()
     torch.testing.assert_close(grads[1], engine.tensor([0.6, 0.8]), rtol=1e-5, atol=0)
     assert grads[2] == 0.1
+
+
+def test_autograd_is_told_of_the_clipped_ones_only() -> None:
+    grads = [torch.tensor([3.0, 4.0]), torch.tensor([0.1])]
+    versions = [g._version for g in grads]
+    fusedclip.clip_grad_norm_per_tensor_(parameters(grads), 1.0)
+    assert grads[0]._version > versions[0]
+    assert grads[1]._version == versions[1]

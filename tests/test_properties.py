@@ -87,6 +87,7 @@ def test_clip_grad_norm(
     norm = fusedclip.clip_grad_norm_(parameters(grads), max_norm, p, on_nonfinite=on_nonfinite)  # type: ignore[arg-type]
 
     double = any(b.dtype == torch.float64 for b in before)
+    halves = any(b.dtype in (torch.float16, torch.bfloat16) for b in before)
     assert norm.dtype == (torch.float64 if double else torch.float32)
     visible = expected if double else float(torch.tensor(expected, dtype=torch.float64).float())
     if not math.isinf(visible) or math.isinf(expected):
@@ -99,8 +100,9 @@ def test_clip_grad_norm(
             assert (elements(after) == 0).all()
         else:
             ulps = 1.5 if b.dtype not in (torch.float16, torch.bfloat16) else engine.ulps(b.dtype)
-            # Elements may be off by the norm's own bound on top of their rounding.
-            relative = 2 * bound(grads, p) / float(torch.finfo(b.dtype).eps)
+            # Elements inherit the norm's error; where nothing is summed in float, that is next to none.
+            inherited = bound(grads, p) if engine.name not in ("cpu", "reference") or halves else 1e-12
+            relative = 2 * inherited / float(torch.finfo(b.dtype).eps)
             oracle.assert_scaled(elements(after), b, coef, ulps + (relative if coef != 1 else 0))
 
 

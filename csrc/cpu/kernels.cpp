@@ -217,13 +217,25 @@ inline void map(T* x, int64_t n, F f) {
 
 template <class T>
 void scale(double coef, T* x, int64_t n) {
+  // Below this a coefficient gets too close to float's subnormals (large bfloat16 elements, small max_norm): it is
+  // applied in two factors then.
+  constexpr double kLeastFactor = 0x1p-64;
   const Arithmetic<T> c = Arithmetic<T>(coef);
-  map(x, n, [c](ArithmeticVector<T> v) { return v * c; });
+  if (sizeof(T) > 2 || coef == 0 || !(coef < kLeastFactor))
+    return map(x, n, [c](ArithmeticVector<T> v) { return v * c; });
+  const Arithmetic<T> first = Arithmetic<T>(kLeastFactor), second = Arithmetic<T>(coef / kLeastFactor);
+  map(x, n, [=](ArithmeticVector<T> v) { return v * first * second; });
 }
+
+// The nearest number that T has: what a clamped element becomes, so that clamping again changes nothing.
+inline double rounded_to(double x, double) { return x; }
+inline double rounded_to(double x, float) { return float(x); }
+inline float rounded_to(double x, BFloat16) { return widen(to_bfloat16(float(x))); }
+inline float rounded_to(double x, Float16) { return widen(to_float16(float(x))); }
 
 template <class T>
 bool clamp(double bound, T* x, int64_t n) {
-  const Arithmetic<T> b = Arithmetic<T>(bound);
+  const Arithmetic<T> b = rounded_to(bound, T{});
   const ArithmeticVector<T> high = ArithmeticVector<T>{} + b, low = -high;
   bool changed = false;
   for (int64_t i = 0; i < n; i += kBlock) {

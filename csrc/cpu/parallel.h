@@ -2,9 +2,12 @@
 // two pools spin against each other. That is why this is compiled with -fopenmp and linked without.
 #pragma once
 
+#include "float_environment.h"
+
 #ifdef _OPENMP
-extern "C" int omp_get_thread_num();  // declared here: Apple's compiler has the pragmas but no omp.h
-extern "C" int omp_get_num_threads();
+// Declared here: Apple's compiler has the pragmas but no omp.h. Weak: null if no runtime has been loaded.
+extern "C" __attribute__((weak)) int omp_get_thread_num();
+extern "C" __attribute__((weak)) int omp_get_num_threads();
 #endif
 
 namespace fusedclip::cpu {
@@ -13,12 +16,16 @@ namespace fusedclip::cpu {
 template <class Body>
 void in_parallel(int threads, const Body& body) {
 #ifdef _OPENMP
-  if (threads > 1) {
+  if (threads > 1 && omp_get_thread_num) {
 #pragma omp parallel num_threads(threads)
-    body(omp_get_thread_num(), omp_get_num_threads());
+    {
+      const GradualUnderflow exact;
+      body(omp_get_thread_num(), omp_get_num_threads());
+    }
     return;
   }
 #endif
+  const GradualUnderflow exact;
   body(0, 1);
 }
 

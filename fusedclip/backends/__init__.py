@@ -44,8 +44,12 @@ def explain() -> str:
         first = [d for d in served if _first_serving(torch.device(d), FLOATING) is backend]
         status = f"not available: {missing}" if missing else f"serves {', '.join(served) or 'no device here'}"
         lines.append(f"{backend.name:<10} {status}" + (f" (preferred on {', '.join(first)})" if first else ""))
-    forced = _forced.get() or _from_environment()
-    return "\n".join([*lines, *([f"forced: {forced.name}"] if forced else [])])
+    try:
+        forced = _forced.get() or _from_environment()
+        lines += [f"forced: {forced.name}"] if forced else []
+    except (RuntimeError, ValueError) as error:  # every call will raise it; here it is part of the answer
+        lines.append(f"forced: {error}")
+    return "\n".join(lines)
 
 
 @contextmanager

@@ -28,14 +28,14 @@ class Cpu(Backend):
         return f"it does not know {', '.join(sorted(map(str, unknown)))}" if unknown else None
 
     def lift(self, batch: Batch, p: float) -> Tensor:
-        out = torch.empty(len(batch.tensors), dtype=torch.float64)
+        out = torch.empty(len(batch.tensors), dtype=torch.float64, device="cpu")
         _C.cpu_lift(batch.table, p, torch.get_num_threads(), out.data_ptr())
         return out
 
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> None:
         coef = coef.contiguous()
         if _C.cpu_scale(batch.table, coef.data_ptr(), coef.dim() == 1, zero, torch.get_num_threads()):
-            batch.mark_written()
+            batch.mark_written((coef != 1).tolist() if coef.dim() == 1 else None)
 
     def clamp_(self, batch: Batch, bound: float) -> None:
         if _C.cpu_clamp(batch.table, bound, torch.get_num_threads()):
@@ -56,4 +56,4 @@ class Cpu(Backend):
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32 and value > _MOST_FLOAT32:
         value = math.inf  # scalar_tensor would raise
-    return torch.scalar_tensor(value, dtype=dtype)
+    return torch.scalar_tensor(value, dtype=dtype, device="cpu")

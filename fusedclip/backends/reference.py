@@ -29,10 +29,12 @@ class Reference(Backend):
     @torch.no_grad()
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> None:
         for tensor, c in zip(batch.tensors, coef.expand(len(batch.tensors)), strict=True):
+            if c.device.type == "cpu" and c == 1:
+                continue
             scaled = (tensor.double() * c).to(tensor.dtype)
             if zero:
                 scaled = torch.where(c == 0, 0.0, scaled)
-            tensor.copy_(torch.where(c == 1, tensor, scaled))  # where, not if: the host must not wait for c
+            tensor.copy_(torch.where(c == 1, tensor, scaled))  # the host must not wait for a device's c
 
     @torch.no_grad()
     def clamp_(self, batch: Batch, bound: float) -> None:

@@ -1,0 +1,66 @@
+"""Where and on what a result was made."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "device": device_name(device),
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def cpu_name() -> str:
+    """The processor's marketing name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    packages = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
+    for name in ("torch", "numpy", "triton", "fusedclip"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    return packages
+
+
+def commit() -> dict[str, Any]:
+    """The commit that was measured, and whether tracked files differ from it."""
+    head = _git("rev-parse", "--verify", "HEAD")
+    return {"hash": head, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if head else None}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,138 @@
+"""What a run leaves behind: one JSON file, from which tables, plots and comparisons are made."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass
+class Measurement:
+    """One contender in one row; times are None where its output failed the oracle and it was not timed."""
+
+    contender: str
+    failure: str = ""
+    norm_error: float | None = None
+    ulp_error: float | None = None
+    samples: int = 0
+    p20_us: float | None = None
+    p50_us: float | None = None
+    p80_us: float | None = None
+    host_us: float | None = None
+    """Until the call returned; on the CPU the same as the wall time."""
+    bytes_moved: int | None = None
+    gb_per_s: float | None = None
+    floor_fraction: float | None = None
+    """Time of reading the gradients' bytes once, over the time of the call."""
+    beyond_floor_us: float | None = None
+    ratio_to_foreach: float | None = None
+    """torch foreach's median over this one's: above 1 is faster than torch."""
+
+
+@dataclass
+class Row:
+    """One operation on one workload in one dtype, all contenders and the read floor timed in turns."""
+
+    workload: str
+    title: str
+    cut: str | None
+    tensors: int
+    elements: int
+    bytes: int
+    dtype: str
+    operation: str
+    device: str
+    threads: int
+    floor: Measurement
+    contenders: list[Measurement] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return self.workload, self.dtype, self.operation, self.device
+
+    @property
+    def restless(self) -> str:
+        """A warning if something else was using the machine: on an idle one a plain sum takes much the same time."""
+        low, high = self.floor.p20_us, self.floor.p80_us
+        # Sums of a few microseconds scatter more than this by themselves.
+        if low is None or high is None or self.bytes < 1 << 18 or high < 2 * low:
+            return ""
+        return f"the machine was busy: a plain sum took {low:,.0f} us (p20) to {high:,.0f} us (p80)"
+
+    def find(self, contender: str) -> Measurement | None:
+        return next((one for one in self.contenders if one.contender == contender), None)
+
+    @property
+    def ours(self) -> Measurement | None:
+        """fusedclip on its preferred engine: the first of its engines in the line-up."""
+        return next((one for one in self.contenders if one.contender.startswith("fusedclip")), None)
+
+
+@dataclass
+class Claim:
+    """A promise of the project beside its measured value; `note` says how it counts if not by the bar alone."""
+
+    name: str
+    value: float
+    bar: float
+    unit: str
+    more_is_better: bool
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return self.value >= self.bar if self.more_is_better else self.value <= self.bar
+
+
+@dataclass
+class Report:
+    """A whole run: where and on what it was made, the rows, the claims computed from them, the training runs."""
+
+    environment: dict[str, Any]
+    suite: str
+    seed: int
+    rows: list[Row] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the JSON; date, device and the like of the environment stand at its top level."""
+        content = {"schema": SCHEMA, **self.environment, "suite": self.suite, "seed": self.seed}
+        content["claims"] = [asdict(claim) | {"holds": claim.holds} for claim in self.claims]
+        content["rows"] = [asdict(row) for row in self.rows]
+        content["training"] = self.training
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        content = json.loads(path.read_text())
+        if content.get("schema") != SCHEMA:
+            raise ValueError(f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA}")
+        rows = [_row(row) for row in content.pop("rows")]
+        claims = [Claim(**{k: v for k, v in claim.items() if k != "holds"}) for claim in content.pop("claims")]
+        training, suite, seed = content.pop("training"), content.pop("suite"), content.pop("seed")
+        del content["schema"]
+        return cls(content, suite, seed, rows, claims, training)
+
+
+def _row(content: dict[str, Any]) -> Row:
+    floor = Measurement(**content.pop("floor"))
+    contenders = [Measurement(**one) for one in content.pop("contenders")]
+    return Row(**content, floor=floor, contenders=contenders)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value

@@ -1,0 +1,96 @@
+"""Named lists of what to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import product
+
+from benchmarks.operations import Operation
+from benchmarks.workloads import HOST_COUNTS, MODELS
+
+FP32, BF16, FP16 = "float32", "bfloat16", "float16"
+DTYPES = (FP32, BF16, FP16)
+BOTH = (Operation.NOT_CLIPPED, Operation.CLIPPED)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row to measure."""
+
+    workload: str
+    dtype: str
+    operation: Operation
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Cases, and for each of them how long its contenders take turns."""
+
+    cases: tuple[Case, ...]
+    seconds_per_row: float
+    # Leave these out: slow ones would cost a suite most of its rounds and tell nothing new there.
+    without: tuple[str, ...] = ()
+
+
+def cases(workloads: Iterable[str], dtypes: Iterable[str], operations: Iterable[Operation] = BOTH) -> tuple[Case, ...]:
+    return tuple(Case(*one) for one in product(workloads, dtypes, operations))
+
+
+def host(elements: int) -> tuple[Case, ...]:
+    return cases([f"host-{count}x{elements}" for count in HOST_COUNTS], [FP32], [Operation.NOT_CLIPPED])
+
+
+OTHER = (Operation.VALUE, Operation.PER_TENSOR_NORMS)
+SLOW = ("torch loop", "fusedclip reference")
+
+SUITES: dict[str, Suite] = {
+    "quick": Suite(
+        (
+            *cases(["gpt2"], [FP32, BF16]),
+            *cases(["gpt2"], [FP16], [Operation.NOT_CLIPPED]),
+            *cases(["resnet50"], [FP32]),
+            *cases(["lora-8b"], [BF16]),
+            *cases(["1000x256", "300x4096"], [FP32], [Operation.NOT_CLIPPED]),
+            *cases(["5000x64"], [FP32], [Operation.CLIPPED]),
+        ),
+        seconds_per_row=2.0,
+        without=SLOW,
+    ),
+    "default": Suite(
+        (
+            *cases(["gpt2"], DTYPES),
+            *cases(["llama3-8b-shard", "moe-128-shard", "lora-8b"], [BF16]),
+            *cases(["resnet50", "vit-b16", "2000x1024"], [FP32]),
+            *cases(["gpt2", "2000x1024"], [FP32], OTHER),
+        ),
+        seconds_per_row=6.0,
+    ),
+    "claims": Suite(
+        (
+            *cases(["gpt2"], DTYPES),
+            *cases(["1000x256", "300x4096"], [FP32], [Operation.NOT_CLIPPED]),
+            *cases(["5000x64"], [FP32], [Operation.CLIPPED]),
+            *cases(["one-2^24", "one-2^26"], [FP32], [Operation.NOT_CLIPPED]),
+            *host(elements=8),
+        ),
+        seconds_per_row=6.0,
+        without=SLOW,
+    ),
+    "host": Suite((*host(elements=8), *host(elements=256)), seconds_per_row=3.0),
+    "models": Suite(cases([*MODELS, "2000x1024"], DTYPES), seconds_per_row=6.0, without=("fusedclip reference",)),
+}
+
+
+def select(name: str, dtypes: Iterable[str] = (), workloads: Iterable[str] = (), quick: bool = False) -> Suite:
+    """The suite of that name, in these dtypes instead of its own, for these workloads only, in a third of the time."""
+    suite = SUITES[name]
+    kept = suite.cases
+    if wanted := set(workloads):
+        kept = tuple(case for case in kept if case.workload in wanted)
+    if dtypes := tuple(dtypes):
+        kept = tuple(dict.fromkeys(replace(case, dtype=dtype) for case in kept for dtype in dtypes))
+    if not kept:
+        has = sorted({case.workload for case in suite.cases})
+        raise ValueError(f"suite {name!r} has none of these workloads; it has {', '.join(has)}")
+    return replace(suite, cases=kept, seconds_per_row=suite.seconds_per_row / (3 if quick else 1))

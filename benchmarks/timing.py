@@ -1,0 +1,131 @@
+"""Contenders take turns; every call is timed by itself and the quantiles of all calls are kept."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+# Read between two calls, so that no call starts on what its predecessor left in the cache (dirty lines that it would
+# have to write back, or gradients that it would not have to read). On the CPU, workloads of a few MB stay warm: they
+# are in the cache after a backward pass as well.
+FLUSH_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
+FLUSH_FROM = {"cpu": 16 << 20, "cuda": 0}
+
+
+@dataclass
+class Entry:
+    """One that takes its turn: what is timed, and what has to happen before without being timed."""
+
+    name: str
+    call: Callable[[], object]
+    before: Callable[[], object] = field(default=lambda: None)
+    context: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
+
+
+@dataclass
+class Samples:
+    """Nanoseconds of every call: until its work was done, and until it returned."""
+
+    wall: list[float] = field(default_factory=list)
+    host: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to stop: after `seconds`, but not before `least` and not after `most` rounds.
+
+    An entry that has used half of the seconds by itself sits out from its fourth turn on: a contender 50 times slower
+    than the others would leave those few rounds.
+    """
+
+    seconds: float
+    least: int = 7
+    most: int = 2000
+
+    def exhausted_by(self, samples: Samples) -> bool:
+        return len(samples.wall) >= 3 and sum(samples.wall) > self.seconds / 2 * 1e9
+
+
+class Clock(Protocol):
+    """Times one call: nanoseconds until the work is done, and until the call returns."""
+
+    def __call__(self, call: Callable[[], object]) -> tuple[float, float]: ...
+
+
+def cpu_clock(call: Callable[[], object]) -> tuple[float, float]:
+    start = time.perf_counter_ns()
+    call()
+    spent = time.perf_counter_ns() - start
+    return spent, spent
+
+
+def cuda_clock(call: Callable[[], object]) -> tuple[float, float]:
+    """Events on an idle stream: the wall time holds the launches' latency, as a training step sees it."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    begin.record()
+    start = time.perf_counter_ns()
+    call()
+    host = time.perf_counter_ns() - start
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) * 1e6, host
+
+
+def clock_for(device: torch.device) -> Clock:
+    return cuda_clock if device.type == "cuda" else cpu_clock
+
+
+def flusher(device: torch.device, workload_bytes: int) -> Callable[[], object]:
+    """A function that clears the cache of other data, or does nothing if the workload is small."""
+    if workload_bytes < FLUSH_FROM[device.type]:
+        return lambda: None
+    scratch = torch.ones(FLUSH_BYTES[device.type] // 8, dtype=torch.int64, device=device)
+    return scratch.sum
+
+
+def take_turns(
+    entries: Sequence[Entry], clock: Clock, budget: Budget, seed: int, progress: Callable[[], object] = lambda: None
+) -> dict[str, Samples]:
+    """Time all entries round by round, each round in a random order, so that drift and predecessors even out."""
+    shuffle = random.Random(seed).shuffle
+    samples = {entry.name: Samples() for entry in entries}
+    order = list(entries)
+    gc.collect()
+    deadline = time.perf_counter() + budget.seconds
+    gc.disable()  # as timeit does: a collection would fall on whoever is next
+    try:
+        for done in range(budget.most):
+            if done >= budget.least and time.perf_counter() > deadline:
+                break
+            shuffle(order)
+            for entry in order:
+                if budget.exhausted_by(samples[entry.name]):
+                    continue
+                _sample(entry, clock, samples[entry.name])
+            progress()
+    finally:
+        gc.enable()
+    return samples
+
+
+def _sample(entry: Entry, clock: Clock, samples: Samples) -> None:
+    entry.before()
+    with entry.context():
+        wall, host = clock(entry.call)
+    samples.wall.append(wall)
+    samples.host.append(host)
+
+
+def quantiles_us(nanoseconds: Sequence[float]) -> tuple[float, float, float]:
+    """p20, p50 and p80 in microseconds."""
+    low, middle, high = np.quantile(nanoseconds, (0.2, 0.5, 0.8)) / 1e3
+    return float(low), float(middle), float(high)

@@ -1,0 +1,1 @@
+"""Real training runs: what clipping costs in one, and what it is for."""

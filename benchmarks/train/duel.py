@@ -1,0 +1,84 @@
+"""Two training runs of the same model on the same data that take turns step by step and differ in how they clip."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Clip = Callable[[Sequence[nn.Parameter]], Tensor]
+Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Run:
+    """One of the two: its model, and what every step lost, measured and took."""
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    clip: Clip | None
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    step_ms: list[float] = field(default_factory=list)
+    clip_ms: list[float] = field(default_factory=list)
+
+    def step(self, inputs: Tensor, targets: Tensor) -> None:
+        parameters = list(self.model.parameters())
+        start = time.perf_counter()
+        self.optimizer.zero_grad()
+        loss = functional.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        before_clip = time.perf_counter()
+        norm = self.clip(parameters) if self.clip else None
+        after_clip = time.perf_counter()
+        self.optimizer.step()
+        end = time.perf_counter()
+        if self.schedule:
+            self.schedule.step()
+        self.losses.append(loss.item())
+        if norm is not None:
+            self.norms.append(norm.item())
+        self.step_ms.append((end - start) * 1e3)
+        self.clip_ms.append((after_clip - before_clip) * 1e3)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "losses": self.losses,
+            "norms": self.norms,
+            "step_ms": statistics.median(self.step_ms),
+            "clip_ms": statistics.median(self.clip_ms),
+            "clip_share": sum(self.clip_ms) / sum(self.step_ms),
+        }
+
+
+def train(runs: Sequence[Run], data: Batches, progress: Callable[[], object]) -> None:
+    """All runs see each batch, in turns; a run whose loss is not finite any more is over."""
+    for index, (inputs, targets) in enumerate(data):
+        for run in runs if index % 2 == 0 else reversed(runs):
+            if not run.losses or math.isfinite(run.losses[-1]):
+                run.step(inputs, targets)
+        progress()
+
+
+def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The same model every time."""
+    torch.manual_seed(seed)
+    return build()
+
+
+def largest_difference(first: Sequence[float], second: Sequence[float]) -> float:
+    """Of two loss curves, NaN included: a curve that ends early or is not a number differs infinitely."""
+    if len(first) != len(second):
+        return math.inf
+    differences = [abs(a - b) for a, b in zip(first, second, strict=True)]
+    return math.inf if any(map(math.isnan, differences)) else max(differences, default=0.0)
