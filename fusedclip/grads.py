@@ -36,9 +36,6 @@ class Batch:
                 raise RuntimeError(f"the extension cannot read one of these gradients: {self.tensors}")
         return self._table
 
-    def dtypes(self) -> set[torch.dtype]:
-        return {tensor.dtype for tensor in self.tensors}
-
     def mark_written(self, which: list[bool] | None = None) -> None:
         """Tell autograd: writes through a raw pointer don't bump the version counters by themselves."""
         written = self.tensors if which is None else [t for t, wrote in zip(self.tensors, which, strict=True) if wrote]
@@ -60,7 +57,7 @@ class Gradients:
     def sources(self) -> list[int]:
         """Per entry of the list: its gradient's place in the batches one after another, or -1 if it has none."""
         # Asked of the table only when wanted: making the list costs 15 ns per tensor, an eighth of a call.
-        return self.reads[0].table.sources if self._sources is None else self._sources  # type: ignore[no-any-return]
+        return self.reads[0].table.sources if self._sources is None else self._sources
 
     @property
     def device(self) -> torch.device:

@@ -27,7 +27,7 @@ int kernel_sets(const Kernels** out, int capacity) {
       __builtin_cpu_supports("avx512dq"))
     add(avx512::table);
   // Every processor with AVX2 has F16C, which GCC before 11 can't be asked about.
-  if (__builtin_cpu_supports("avx2")) add(avx2::table);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) add(avx2::table);
 #endif
   add(baseline::table);
   return n;

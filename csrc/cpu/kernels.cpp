@@ -37,7 +37,7 @@ struct NonZero {
 struct Absolute {
   template <class V>
   static V lift(V x) {
-    return x < 0 ? -x : x;
+    return magnitude(x);
   }
 };
 struct Square {
@@ -78,11 +78,19 @@ inline double fold(const Vector<A> (&acc)[kVectors]) {
 }
 
 template <class Op, class T>
+inline ArithmeticVector<T> accumulate(ArithmeticVector<T> acc, ArithmeticVector<T> x) {
+  if constexpr (std::is_same_v<Op, Square> && std::is_same_v<T, float>)
+    return add_exact_square(acc, x);
+  else
+    return acc + Op::lift(x);
+}
+
+template <class Op, class T>
 double block_sum(const T* x, int64_t n) {
   using A = Arithmetic<T>;
   Vector<A> acc[kVectors] = {};
   for_lanes<A>(x, n, T{}, [&](const T* lanes) {
-    for (int v = 0; v < kVectors; ++v) acc[v] += Op::lift(load(lanes + v * VectorOf<A>::size));
+    for (int v = 0; v < kVectors; ++v) acc[v] = accumulate<Op, T>(acc[v], load(lanes + v * VectorOf<A>::size));
   });
   return fold<A>(acc);
 }

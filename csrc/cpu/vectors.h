@@ -21,6 +21,7 @@ using Vector = typename VectorOf<A>::type;
 using Doubles = Vector<double>;
 using Floats = Vector<float>;
 using Words = Vector<uint32_t>;
+using LongWords = Vector<uint64_t>;
 typedef float HalfFloats __attribute__((vector_size(kVectorBytes / 2)));  // as many elements as Doubles has
 typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));   // as many elements as Floats has
 
@@ -39,22 +40,44 @@ inline V load_raw(const void* from) {
   return v;
 }
 
-inline Doubles load(const double* from) { return load_raw<Doubles>(from); }
-inline Doubles load(const float* from) { return __builtin_convertvector(load_raw<HalfFloats>(from), Doubles); }
-inline Floats load(const BFloat16* from) {
-  return (Floats)(__builtin_convertvector(load_raw<Halves>(from), Words) << 16);
-}
+// A compare and a select would cost half of the speed.
+inline Floats magnitude(Floats v) { return (Floats)((Words)v & 0x7fffffffu); }
+inline Doubles magnitude(Doubles v) { return (Doubles)((LongWords)v & 0x7fffffffffffffffu); }
+inline double magnitude(double x) { return __builtin_fabs(x); }
 
+inline Doubles load(const double* from) { return load_raw<Doubles>(from); }
 inline void store(Doubles v, double* to) { __builtin_memcpy(to, &v, sizeof(v)); }
+
+// Widening goes through intrinsics where there are some: what GCC 12 makes of __builtin_convertvector reads float32
+// from the cache at 62 GB/s a core instead of 120.
+#if defined(__AVX512F__)
+inline Doubles widen_to_double(HalfFloats v) { return (Doubles)_mm512_cvtps_pd((__m256)v); }
+inline Words widen_to_words(Halves v) { return (Words)_mm512_cvtepu16_epi32((__m256i)v); }
+inline Halves narrow_to_halves(Words v) { return (Halves)_mm512_cvtepi32_epi16((__m512i)v); }
+#elif defined(__AVX2__)
+inline Doubles widen_to_double(HalfFloats v) { return (Doubles)_mm256_cvtps_pd((__m128)v); }
+inline Words widen_to_words(Halves v) { return (Words)_mm256_cvtepu16_epi32((__m128i)v); }
+inline Halves narrow_to_halves(Words v) {
+  return (Halves)_mm_packus_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+}
+#else
+inline Doubles widen_to_double(HalfFloats v) { return __builtin_convertvector(v, Doubles); }
+inline Words widen_to_words(Halves v) { return __builtin_convertvector(v, Words); }
+inline Halves narrow_to_halves(Words v) { return __builtin_convertvector(v, Halves); }
+#endif
+
+inline Doubles load(const float* from) { return widen_to_double(load_raw<HalfFloats>(from)); }
 inline void store(Doubles v, float* to) {
   const HalfFloats floats = __builtin_convertvector(v, HalfFloats);
   __builtin_memcpy(to, &floats, sizeof(floats));
 }
+
+inline Floats load(const BFloat16* from) { return (Floats)(widen_to_words(load_raw<Halves>(from)) << 16); }
 inline void store(Floats v, BFloat16* to) {
   const Words bits = (Words)v;
   const Words rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   const Words quiet_nan = bits >> 16 | 0x40u;
-  const Halves halves = __builtin_convertvector(v == v ? rounded : quiet_nan, Halves);
+  const Halves halves = narrow_to_halves(v == v ? rounded : quiet_nan);
   __builtin_memcpy(to, &halves, sizeof(halves));
 }
 
@@ -84,4 +107,18 @@ inline Floats load(const Float16* from) {
 inline void store(Floats v, Float16* to) {
   for (int i = 0; i < VectorOf<float>::size; ++i) to[i] = to_float16(v[i]);
 }
+#endif
+
+// acc + x * x for x that came from float32: the square is exact in double, so that one rounding (FMA) or two (where
+// there is none) give the same bits.
+#if defined(__AVX512F__)
+inline Doubles add_exact_square(Doubles acc, Doubles x) {
+  return (Doubles)_mm512_fmadd_pd((__m512d)x, (__m512d)x, (__m512d)acc);
+}
+#elif defined(__AVX2__)
+inline Doubles add_exact_square(Doubles acc, Doubles x) {
+  return (Doubles)_mm256_fmadd_pd((__m256d)x, (__m256d)x, (__m256d)acc);
+}
+#else
+inline Doubles add_exact_square(Doubles acc, Doubles x) { return acc + x * x; }
 #endif

@@ -69,7 +69,7 @@ def serving(batch: Batch) -> Backend:
     """The engine for a batch. Raises RuntimeError if a forced one refuses it, or none serves it."""
     forced = _forced.get() or _from_environment()
     if forced is not None:
-        refusal = forced.refuses(batch.device, batch.dtypes())
+        refusal = forced.refuses(batch.device, FLOATING)
         if refusal is not None:
             raise RuntimeError(f"the backend {forced.name!r} is forced and does not serve these gradients: {refusal}")
         return forced
