@@ -48,8 +48,8 @@ inline double magnitude(double x) { return __builtin_fabs(x); }
 inline Doubles load(const double* from) { return load_raw<Doubles>(from); }
 inline void store(Doubles v, double* to) { __builtin_memcpy(to, &v, sizeof(v)); }
 
-// Widening goes through intrinsics where there are some: what GCC 12 makes of __builtin_convertvector reads float32
-// from the cache at 62 GB/s a core instead of 120.
+// Widening and narrowing go through intrinsics where there are some: with what GCC 12 makes of __builtin_convertvector,
+// float32 is read from the cache at 60 GB/s a core instead of 125, bfloat16 at 51 instead of 95.
 #if defined(__AVX512F__)
 inline Doubles widen_to_double(HalfFloats v) { return (Doubles)_mm512_cvtps_pd((__m256)v); }
 inline Words widen_to_words(Halves v) { return (Words)_mm512_cvtepu16_epi32((__m256i)v); }
