@@ -28,6 +28,10 @@ class Backend(ABC):
     def refuses(self, device: torch.device, dtypes: Set[torch.dtype]) -> str | None:
         """Why this engine does not serve these gradients, or None. Asked only of engines that miss nothing."""
 
+    def volunteers(self, device: torch.device) -> bool:
+        """Whether it may be chosen for a device without being asked for by name."""
+        return True
+
     @abstractmethod
     def lift(self, batch: Batch, p: float) -> Tensor:
         """Read pass: the lifted value of each tensor, fp64, [T]."""
@@ -47,9 +51,19 @@ class Backend(ABC):
         """The norm of the whole batch, 0-d, rounded to `dtype` at the very end."""
         return norms.finish(norms.combine(self.lift(batch, p), p), p).to(dtype)
 
-    def clip_(self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype) -> Clipped:
-        """Read pass, coefficient (fp64, from the unrounded norm), write pass. The norm is returned in `dtype`."""
+    def clip_(
+        self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
+    ) -> Clipped:
+        """Read pass, coefficient (fp64, from the unrounded norm), write pass. The norm is returned in `dtype`.
+
+        `multiplier` (0-d, positive, on the batch's device) clips the gradients times that number, as unscaling needs:
+        the norm is that of the multiplied gradients, and the multiplier is part of the coefficient.
+        """
         norm = self.norm(batch, p, torch.float64)
+        if multiplier is not None and p != 0:  # a count stays what it is
+            norm = norm * multiplier
         coef = norms.coefficient(norm, rule)
+        if multiplier is not None:
+            coef = coef * multiplier
         self.scale_(batch, coef, zero=rule.zero_nonfinite)
         return Clipped(norm.to(dtype), coef)

@@ -44,7 +44,11 @@ class Cpu(Backend):
     def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
         return _scalar(_C.cpu_norm(batch.table, p, torch.get_num_threads()), dtype)
 
-    def clip_(self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype) -> Clipped:
+    def clip_(
+        self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
+    ) -> Clipped:
+        if multiplier is not None:
+            return super().clip_(batch, p, rule, dtype, multiplier=multiplier)
         norm, coef = _C.cpu_clip(
             batch.table, p, float(rule.max_norm), EPS, rule.zero_nonfinite, torch.get_num_threads()
         )
