@@ -17,12 +17,13 @@ from ..grads import FLOATING, Batch
 from .base import Backend
 from .cpu import Cpu
 from .reference import Reference
+from .triton import Triton
 
 __all__ = ["Backend", "available", "explain", "serving", "use"]
 
-ORDER: tuple[Backend, ...] = (Cpu(), Reference())
+ORDER: tuple[Backend, ...] = (Cpu(), Triton(), Reference())
 _BY_NAME = {backend.name: backend for backend in ORDER}
-_HOME = {"cpu": "cpu"}  # the engine that a device's gradients are meant for
+_HOME = {"cpu": "cpu", "cuda": "triton", "xpu": "triton"}  # the engine that a device's gradients are meant for
 _forced: ContextVar[Backend | None] = ContextVar("fusedclip_backend", default=None)
 _chosen: dict[torch.device, Backend] = {}  # what was picked for a device, for gradients of the four floating dtypes
 
@@ -85,16 +86,19 @@ def _choose(batch: Batch) -> Backend:
         raise RuntimeError(f"no engine serves gradients on {batch.device}: {reasons}")
     home = _HOME.get(batch.device.type)
     if home is not None and home != backend.name:
+        reason = _BY_NAME[home].missing() or _BY_NAME[home].refuses(batch.device, FLOATING)
         warnings.warn(
             f"fusedclip: the slow {backend.name} engine serves gradients on {batch.device}, because the {home} engine "
-            f"is not available: {_BY_NAME[home].missing()}. FUSEDCLIP_BACKEND={backend.name} says that this is wanted.",
+            f"is not available: {reason}. FUSEDCLIP_BACKEND={backend.name} says that this is wanted.",
             stacklevel=5,
         )
     return backend
 
 
 def _first_serving(device: torch.device, dtypes: frozenset[torch.dtype]) -> Backend | None:
-    return next((b for b in ORDER if b.missing() is None and b.refuses(device, dtypes) is None), None)
+    return next(
+        (b for b in ORDER if b.missing() is None and b.refuses(device, dtypes) is None and b.volunteers(device)), None
+    )
 
 
 def _named(name: str, where: str) -> Backend:

@@ -1,0 +1,155 @@
+"""From a batch to launches: which kernel, with which table, on which device. Nothing here waits for the device."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...grads import Batch
+from ...norms import EPS, Clipped, ClipRule
+from . import elements, kernels
+from .tables import Table, table_for
+from .tuning import tuning_for
+
+_POWER: int = elements.POWER.value
+_NORMS: dict[float, int] = {
+    0.0: elements.ZERO.value,
+    1.0: elements.ONE.value,
+    2.0: elements.TWO.value,
+    math.inf: elements.MAX.value,
+    -math.inf: elements.MIN.value,
+}
+
+
+def lift(batch: Batch, p: float) -> Tensor:
+    with on(batch.device):
+        table = table_for(batch)
+        partials = _empty(batch, max(table.plan.chunks, 1))
+        out = _empty(batch, table.plan.tensors)
+        _read(table, partials, p, per_chunk=True)
+        plan = table.plan
+        norm = _norm_code(p)
+        launch(
+            kernels.per_tensor_kernel,
+            plan.tensors,
+            table,
+            table.data,
+            partials,
+            out,
+            plan.tensors,
+            plan.chunks,
+            NORM=norm,
+        )
+    return out
+
+
+def norm(batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
+    with on(batch.device):
+        table = table_for(batch)
+        out = torch.empty((), dtype=dtype, device=batch.device)
+        _read(table, table.partials, p, per_chunk=False)
+        launch(kernels.norm_kernel, 1, table, table.partials, out, p, table.programs, NORM=_norm_code(p))
+    return out
+
+
+def clip_(batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, multiplier: Tensor | None) -> Clipped:
+    limit = rule.max_norm
+    on_device = None if isinstance(limit, float) else limit.to(batch.device, non_blocking=True)
+    with on(batch.device):
+        table = table_for(batch)
+        clipped = Clipped(torch.empty((), dtype=dtype, device=batch.device), _empty(batch))
+        _read(table, table.partials, p, per_chunk=False)
+        launch(
+            kernels.clip_kernel,
+            table.programs,
+            table,
+            table.data,
+            table.partials,
+            clipped.norm,
+            clipped.coef,
+            limit if isinstance(limit, float) else math.inf,
+            on_device,
+            multiplier,
+            p,
+            table.plan.tensors,
+            table.plan.chunks,
+            table.programs,
+            EPS=EPS,
+            NORM=_norm_code(p),
+            ZEROS=rule.zero_nonfinite,
+            **_shape(table),
+        )
+    return clipped
+
+
+def scale_(batch: Batch, coef: Tensor, *, zero: bool) -> None:
+    with on(batch.device):
+        table = table_for(batch)
+        plan = table.plan
+        launch(
+            kernels.scale_kernel,
+            table.programs,
+            table,
+            table.data,
+            coef.contiguous(),
+            plan.tensors,
+            plan.chunks,
+            PER_TENSOR=coef.dim(),
+            ZEROS=zero,
+            **_shape(table),
+        )
+
+
+def clamp_(batch: Batch, bound: float) -> None:
+    with on(batch.device):
+        table = table_for(batch)
+        plan = table.plan
+        launch(
+            kernels.clamp_kernel, table.programs, table, table.data, bound, plan.tensors, plan.chunks, **_shape(table)
+        )
+
+
+def _read(table: Table, partials: Tensor, p: float, *, per_chunk: bool) -> None:
+    plan = table.plan
+    launch(
+        kernels.read_kernel,
+        table.programs,
+        table,
+        table.data,
+        partials,
+        p,
+        plan.tensors,
+        plan.chunks,
+        NORM=_norm_code(p),
+        PER_CHUNK=per_chunk,
+        **_shape(table),
+    )
+
+
+def launch(kernel: Any, programs: int, table: Table, *arguments: object, **constants: object) -> None:
+    """Every launch of this engine."""
+    kernel[(programs,)](*arguments, **constants, **tuning_for(table.device).options())
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device: make it this one, unless it is (the guard costs 2 us)."""
+    if device.type == "cpu":
+        return nullcontext()
+    module = torch.get_device_module(device)
+    guard: AbstractContextManager[object] = module.device(device)
+    return nullcontext() if module.current_device() == device.index else guard
+
+
+def _norm_code(p: float) -> int:
+    return _NORMS.get(p, _POWER)
+
+
+def _shape(table: Table) -> dict[str, int]:
+    tuning = tuning_for(table.device)
+    return {"DTYPES": table.plan.dtypes, "CHUNK_BYTES": tuning.chunk_bytes, "STEP_BYTES": tuning.step_bytes}
+
+
+def _empty(batch: Batch, *size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.float64, device=batch.device)

@@ -1,0 +1,127 @@
+"""What the kernels are told about a list of tensors: one int64 array on the device.
+
+    [T]    address
+    [T]    element count << 4 | dtype
+    [C]    tensor << 32 | which of that tensor's chunks
+    [T+1]  the first chunk of each tensor, and C
+
+Everything behind the addresses follows from shapes and dtypes, and is planned once per list of them. A table belongs to
+one thread and one stream: the stream's order alone keeps a new list of addresses behind the kernels that read the last
+one. Host memory that a copy still reads is guarded by the events of torch's pinned allocator.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from operator import attrgetter
+
+import torch
+from torch import Tensor
+
+from ...grads import Batch
+from . import chunks
+from .tuning import programs_for, tuning_for
+
+CODES = {
+    torch.float32: chunks.FLOAT32.value,
+    torch.float64: chunks.FLOAT64.value,
+    torch.bfloat16: chunks.BFLOAT16.value,
+    torch.float16: chunks.FLOAT16.value,
+}
+CACHED = 64  # tables per thread, plans per process; a training loop needs one of each per list that it clips
+
+_captured: list[Tensor] = []  # host memory that a CUDA graph copies from whenever it is replayed
+
+
+class Plan:
+    """What follows from element counts and dtypes alone, on the host."""
+
+    def __init__(self, counts: tuple[int, ...], dtypes: tuple[torch.dtype, ...], chunk_bytes: int) -> None:
+        count = _integers(counts)
+        code = _integers([CODES[dtype] for dtype in dtypes])
+        per_chunk = _integers([chunk_bytes // dtype.itemsize for dtype in dtypes])
+        chunks_of = (count + per_chunk - 1) // per_chunk
+        first = torch.cat([_integers([0]), chunks_of.cumsum(0)])
+        tensor = torch.repeat_interleave(chunks_of)
+        index = torch.arange(len(tensor), device="cpu") - first[tensor]
+        self.tensors = len(counts)
+        self.chunks = len(tensor)
+        self.dtypes = sum({CODES[dtype] for dtype in dtypes})
+        self.rows = torch.cat([count << chunks.DTYPE_BITS.value | code, tensor << 32 | index, first])
+
+
+class Table:
+    """A plan on a device, with the addresses of the tensors that it is used for."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        self.plan = plan
+        self.device = device
+        self.programs = min(programs_for(device), max(plan.chunks, 1))
+        self.data = torch.empty(plan.tensors + len(plan.rows), dtype=torch.int64, device=device)
+        self.partials = torch.empty(self.programs, dtype=torch.float64, device=device)
+        self.addresses: list[int] = []
+
+    def point_to(self, addresses: list[int]) -> Tensor | None:
+        """Make the table describe the tensors at these addresses. Returns the host memory of the copy, if any."""
+        if addresses == self.addresses:
+            return None
+        pinned = self.device.type != "cpu"
+        host = _integers(addresses)
+        if not self.addresses:
+            host = torch.cat([host, self.plan.rows])
+        staged = host.pin_memory() if pinned else host
+        self.data[: len(host)].copy_(staged, non_blocking=True)
+        self.addresses = addresses
+        return staged
+
+
+def _integers(values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")  # whatever the default device is
+
+
+class _Tables(threading.local):
+    def __init__(self) -> None:
+        self.cached: OrderedDict[tuple[object, ...], Table] = OrderedDict()
+
+
+_tables = _Tables()
+_dtype_of = attrgetter("dtype")
+_plan = lru_cache(maxsize=CACHED)(Plan)
+
+
+def table_for(batch: Batch) -> Table:
+    """The table that describes a batch, ready for kernels on the current stream.
+
+    For 400 tensors 64 us of the host, 82 if they have moved.
+    """
+    counts = tuple(map(Tensor.numel, batch.tensors))
+    dtypes = tuple(map(_dtype_of, batch.tensors))
+    addresses = list(map(Tensor.data_ptr, batch.tensors))
+    chunk_bytes = tuning_for(batch.device).chunk_bytes
+    if is_capturing(batch.device):
+        table = Table(_plan(counts, dtypes, chunk_bytes), batch.device)
+        staged = table.point_to(addresses)
+        assert staged is not None
+        # Replays copy from here again. The device half needs no such care: it comes from the graph's own pool.
+        _captured.append(staged)
+        return table
+    key = (counts, dtypes, batch.device, _stream(batch.device))
+    cached = _tables.cached
+    table = cached.pop(key) if key in cached else Table(_plan(counts, dtypes, chunk_bytes), batch.device)
+    cached[key] = table  # at the end: used last
+    if len(cached) > CACHED:
+        cached.popitem(last=False)
+    table.point_to(addresses)
+    return table
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether the current stream records a graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _stream(device: torch.device) -> int:
+    if device.type == "cpu":
+        return 0
+    return int(torch.get_device_module(device).current_stream(device).stream_id)
