@@ -1,0 +1,128 @@
+"""What the Triton kernels are compiled to, for GPUs that are not here: wide loads and stores, no spills, NaN kept."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton")
+if triton.knobs.runtime.interpret:
+    pytest.skip("TRITON_INTERPRET=1: nothing is compiled in this process", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fusedclip.backends.triton import chunks, elements, kernels, tuning
+
+NVIDIA = [80, 90, 100]
+TARGETS = [*(f"sm_{arch}" for arch in NVIDIA), "gfx942"]
+NORMS = {n: getattr(elements, n).value for n in ("ZERO", "ONE", "TWO", "POWER", "MAX", "MIN")}
+DTYPES = {n: getattr(chunks, n).value for n in ("FLOAT32", "FLOAT64", "BFLOAT16", "FLOAT16")}
+DTYPES["MIXED"] = sum(DTYPES.values())
+POINTERS = {
+    "table": "*i64", "partials": "*fp64", "out": "*fp64", "coefs": "*fp64", "norm_out": "*fp32", "coef_out": "*fp64",
+    "max_norm_on_device": "*fp32", "multiplier": "*fp32", "p": "fp64", "bound": "fp64", "max_norm": "fp64",
+}  # fmt: skip
+THREADS = 128
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+def tuning_of(target: str) -> tuning.Tuning:
+    return tuning.DEFAULT if target == "gfx942" else tuning.NVIDIA
+
+
+def compiled(kernel: Any, target: str, **constants: object) -> dict[str, Any]:
+    """The kernel's assembly, compiled with the options that a launch gives."""
+    shape = {"CHUNK_BYTES": tuning_of(target).chunk_bytes, "STEP_BYTES": tuning_of(target).step_bytes}
+    constants = {n: v for n, v in {**shape, **constants}.items() if n in kernel.arg_names}
+    signature = {n: "constexpr" if n in constants else POINTERS.get(n, "i32") for n in kernel.arg_names}
+    gpu = GPUTarget("hip", target, 64) if target == "gfx942" else GPUTarget("cuda", int(target[3:]), 32)
+    source = ASTSource(kernel, signature, constants, {})
+    return dict(triton.compile(source, target=gpu, options=tuning_of(target).options()).asm)
+
+
+def count_wide(asm: dict[str, Any], target: str, what: str) -> int:
+    """Instructions that load or store 16 bytes a thread."""
+    if target == "gfx942":
+        return len(re.findall(rf"\b(?:global|buffer|flat)_{what}_dwordx4\b", asm["amdgcn"]))
+    word = {"load": "ld", "store": "st"}[what]
+    return len(re.findall(rf"\b{word}\.global(?:\.\w+)*\.(?:v4\.[bf]32|v2\.[bf]64)\b", asm["ptx"]))
+
+
+def check_registers(asm: dict[str, Any], target: str, tmp_path: Path) -> None:
+    """No spills, and registers that let all programs of the grid be resident at once."""
+    if target == "gfx942":
+        found = {n: int(v) for n, v in re.findall(r"\.(\w+):\s+(\d+)", asm["amdgcn"])}
+        assert found["vgpr_spill_count"] == 0
+        assert found["private_segment_fixed_size"] == 0
+        assert found["vgpr_count"] <= 512 // tuning.DEFAULT.programs_per_processor
+        return
+    (tmp_path / "cubin").write_bytes(asm["cubin"])
+    command = [CUOBJDUMP, "--dump-resource-usage", tmp_path / "cubin"]
+    usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = {n: int(v) for n, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    assert found["STACK"] == found["LOCAL"] == 0, usage
+    granule = -(-found["REG"] // 8) * 8
+    assert granule * THREADS * tuning.NVIDIA.programs_per_processor <= 65536, usage
+
+
+def wide_expected(target: str, dtypes: str) -> int:
+    """Of the whole steps of one dtype: every byte of a step in 16-byte pieces."""
+    threads = tuning_of(target).num_warps * (64 if target == "gfx942" else 32)
+    return tuning_of(target).step_bytes // (16 * threads) * (4 if dtypes == "MIXED" else 1)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_read(target: str, norm: str, dtypes: str, tmp_path: Path) -> None:
+    for per_chunk in (True, False):
+        asm = compiled(kernels.read_kernel, target, NORM=NORMS[norm], DTYPES=DTYPES[dtypes], PER_CHUNK=per_chunk)
+        check_registers(asm, target, tmp_path)
+    if norm != "POWER":
+        assert count_wide(asm, target, "load") >= wide_expected(target, dtypes)
+    if norm in ("MAX", "MIN") and target != "gfx942" and dtypes not in ("FLOAT64", "MIXED"):  # fp64 has no such word
+        assert f"{norm.lower()}.NaN.f32" in asm["ptx"]
+        assert f"{norm.lower()}.f32" not in asm["ptx"]
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("on_device", [False, True])
+def test_clip(target: str, dtypes: str, on_device: bool, tmp_path: Path) -> None:
+    optional = {} if on_device else {"max_norm_on_device": None, "multiplier": None}
+    constants = {"NORM": NORMS["TWO"], "DTYPES": DTYPES[dtypes], "ZEROS": on_device, "EPS": 1e-6}
+    check_write(compiled(kernels.clip_kernel, target, **constants, **optional), target, dtypes, tmp_path)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_scale_and_clamp(target: str, dtypes: str, tmp_path: Path) -> None:
+    scale = compiled(kernels.scale_kernel, target, PER_TENSOR=1, ZEROS=True, DTYPES=DTYPES[dtypes])
+    check_write(scale, target, dtypes, tmp_path)
+    clamp = compiled(kernels.clamp_kernel, target, DTYPES=DTYPES[dtypes])
+    check_write(clamp, target, dtypes, tmp_path)
+    if target != "gfx942" and dtypes != "FLOAT64":
+        assert {"min.NaN.f32", "max.NaN.f32"} <= set(re.findall(r"\bm(?:in|ax)\.\S*f32\b", clamp["ptx"]))
+
+
+def check_write(asm: dict[str, Any], target: str, dtypes: str, tmp_path: Path) -> None:
+    check_registers(asm, target, tmp_path)
+    assert count_wide(asm, target, "load") >= wide_expected(target, dtypes)
+    assert count_wide(asm, target, "store") >= wide_expected(target, dtypes)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_finishing_kernels(target: str, norm: str, tmp_path: Path) -> None:
+    for kernel in (kernels.norm_kernel, kernels.per_tensor_kernel):
+        check_registers(compiled(kernel, target, NORM=NORMS[norm]), target, tmp_path)
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS if t != "gfx942"])
+def test_ordinary_arithmetic_keeps_subnormals_and_is_not_fused(target: str) -> None:
+    read = compiled(kernels.read_kernel, target, NORM=NORMS["TWO"], DTYPES=DTYPES["FLOAT32"], PER_CHUNK=False)
+    assert ".ftz" not in read["ptx"]
+    assert not re.search(r"\bfma\.rn\.f(32|64)\b", read["ptx"])
