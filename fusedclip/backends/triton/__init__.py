@@ -4,11 +4,12 @@ With TRITON_INTERPRET=1 set before Triton is imported, it serves the CPU's gradi
 only when it is asked for by name.
 """
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Set
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 import torch
@@ -28,7 +29,7 @@ class Triton(Backend):
     def missing(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed"
-        installed = version("triton")
+        installed = _installed_version()
         if tuple(int(part) for part in installed.split(".")[:2]) < OLDEST:
             return f"Triton {installed} is installed, and {OLDEST[0]}.{OLDEST[1]} or later is needed"
         if not (_interpreter_is_asked_for() or torch.cuda.is_available() or torch.xpu.is_available()):
@@ -89,6 +90,14 @@ def _launch() -> ModuleType:
     from . import launch
 
     return launch
+
+
+@cache
+def _installed_version() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:  # builds for ROCm and XPU are distributed under other names
+        return str(importlib.import_module("triton").__version__)
 
 
 def _interpreter_is_asked_for() -> bool:
