@@ -1,7 +1,8 @@
 """Builds `fusedclip._C` by calling CMake; everything else is in pyproject.toml.
 
 Environment: FUSEDCLIP_EXTENSION=0 installs without the extension; FUSEDCLIP_CUDA=0 builds it without the CUDA half;
-FUSEDCLIP_CUDA_ARCHS="90" chooses compute capabilities; FUSEDCLIP_SANITIZE="address,undefined" is for the tests.
+FUSEDCLIP_CUDA_ARCHS="90" chooses compute capabilities; FUSEDCLIP_LINEINFO=1 keeps source lines in the kernels for
+profilers; FUSEDCLIP_SANITIZE="address,undefined" is for the tests.
 """
 
 import os
@@ -14,7 +15,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-OPTIONS = ("FUSEDCLIP_CUDA", "FUSEDCLIP_CUDA_ARCHS", "FUSEDCLIP_SANITIZE")
+OPTIONS = ("FUSEDCLIP_CUDA", "FUSEDCLIP_CUDA_ARCHS", "FUSEDCLIP_LINEINFO", "FUSEDCLIP_SANITIZE")
 FAILED = """
 fusedclip: building the C++ extension failed: {reason}
   It needs a C++17 compiler, CMake >= 3.18 and ninja. On Debian or Ubuntu: apt-get install g++; on Fedora:

@@ -21,6 +21,10 @@ auto unlocked(F f) {
   return f();
 }
 
+#ifdef FUSEDCLIP_WITH_CUDA
+cuda::Work cuda_work(const TensorList& list) { return {list.segments, list.device.device_id, current_stream(list)}; }
+#endif
+
 double* as_doubles(uintptr_t address) { return reinterpret_cast<double*>(address); }
 
 constexpr int kMostSets = 4;
@@ -74,7 +78,35 @@ PYBIND11_MODULE(_C, m) {
     return unlocked([&] { return cpu::clamp(work(l), bound, threads); });
   });
 #ifdef FUSEDCLIP_WITH_CUDA
-  m.def("cuda_device_count", &cuda::device_count);
+  // On torch's current stream; none waits for the device. An address of 0 stands for "not given".
+  m.def("cuda_missing", &cuda::missing);
+  m.def("cuda_scratch_doubles", [](const TensorList& l) { return cuda::scratch_doubles(cuda_work(l)); });
+  m.def("cuda_fits_on_chip", [](const TensorList& l, double p) { return cuda::fits_on_chip(cuda_work(l), p); });
+  m.def("cuda_lift", [](const TensorList& l, double p, uintptr_t scratch, uintptr_t out) {
+    const cuda::Work work = cuda_work(l);
+    unlocked([&] { cuda::lift(work, p, as_doubles(scratch), as_doubles(out)); });
+  });
+  m.def("cuda_norm", [](const TensorList& l, double p, uintptr_t scratch, uintptr_t norm, bool norm_is_double) {
+    const cuda::Work work = cuda_work(l);
+    const cuda::Results results{reinterpret_cast<void*>(norm), norm_is_double, nullptr};
+    unlocked([&] { cuda::norm(work, p, as_doubles(scratch), results); });
+  });
+  m.def("cuda_clip", [](const TensorList& l, double p, double max_norm, uintptr_t max_norm_address,
+                        uintptr_t multiplier, double eps, bool zero_nonfinite, uintptr_t scratch, uintptr_t norm,
+                        bool norm_is_double, uintptr_t coef, int form) {
+    const cuda::Work work = cuda_work(l);
+    const cuda::Limits limits{{max_norm, eps, zero_nonfinite}, as_doubles(max_norm_address), as_doubles(multiplier)};
+    const cuda::Results results{reinterpret_cast<void*>(norm), norm_is_double, as_doubles(coef)};
+    unlocked([&] { cuda::clip(work, p, limits, as_doubles(scratch), results, static_cast<cuda::Form>(form)); });
+  });
+  m.def("cuda_scale", [](const TensorList& l, uintptr_t coefs, bool per_tensor, bool zero) {
+    const cuda::Work work = cuda_work(l);
+    unlocked([&] { cuda::scale(work, as_doubles(coefs), per_tensor, zero); });
+  });
+  m.def("cuda_clamp", [](const TensorList& l, double bound) {
+    const cuda::Work work = cuda_work(l);
+    unlocked([&] { cuda::clamp(work, bound); });
+  });
 #endif
 }
 

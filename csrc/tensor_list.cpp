@@ -111,7 +111,7 @@ void bind_torch(py::object tensor_type, py::object parameter_type) {
   const py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
   auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   if (!api) throw py::error_already_set();
-  if (api->header.version.major != 1 || !api->dltensor_from_py_object_no_sync)
+  if (api->header.version.major != 1 || !api->dltensor_from_py_object_no_sync || !api->current_work_stream)
     throw std::runtime_error("this torch's DLPack exchange API is version " +
                              std::to_string(api->header.version.major) + "; fusedclip reads version 1");
   // The types outlive the process's use of them.
@@ -154,6 +154,13 @@ std::optional<TensorList> collect(const py::list& items, const py::object& attri
     list.has_float64 |= segment->dtype == DType::kFloat64;
   }
   return list;
+}
+
+void* current_stream(const TensorList& list) {
+  void* stream = nullptr;
+  if (torch.dlpack->current_work_stream(list.device.device_type, list.device.device_id, &stream) != 0)
+    throw py::error_already_set();
+  return stream;
 }
 
 }  // namespace fusedclip

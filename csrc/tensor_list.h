@@ -34,4 +34,7 @@ void bind_torch(py::object tensor_type, py::object parameter_type);
 // fusedclip/grads.py then goes through them one by one, with a reason for what it refuses.
 std::optional<TensorList> collect(const py::list& items, const py::object& attribute);
 
+// The stream that torch is working on just now, on the list's device.
+void* current_stream(const TensorList& list);
+
 }  // namespace fusedclip

@@ -1,14 +1,50 @@
-// The CUDA half, as the bindings see it: no CUDA header needed to include this.
+// The CUDA engine, as the bindings see it: no CUDA header is needed to include this.
+//
+// Every function works on the current stream that it is given, never waits for the device, allocates nothing there and
+// throws std::runtime_error with the call that failed and CUDA's reason. Pointers are to memory of the list's device.
 #pragma once
 
+#include <cstdint>
+#include <string>
+#include <vector>
+
 #include "../tiling.h"
+#include "request.h"
 
 namespace fusedclip::cuda {
 
-// How many devices the driver offers. Throws std::runtime_error with CUDA's own words if there is no usable driver.
-int device_count();
+// The gradients of one device, and where in time to work on them.
+struct Work {
+  const std::vector<Segment>& segments;
+  int device;
+  void* stream;
+};
 
-// partials[b] = the sum of squares that block b read, for b in [0, blocks), on the device of `segment`. Asynchronous.
-void square_sum(const Segment& segment, double* partials, int blocks, void* stream);
+enum class Form : int { kAuto, kTwoLaunches, kOnChip };
+
+// Why no device can be used here, in CUDA's own words; empty if one can.
+std::string missing();
+
+// Doubles of scratch memory that each of the next three wants: O(segments + blocks).
+int64_t scratch_doubles(const Work& work);
+
+// out[s] = the lifted value of segment s.
+void lift(const Work& work, double p, double* scratch, double* out);
+
+// The norm of all segments together. Not for p = 0, which counts tensors: that is for lift.
+void norm(const Work& work, double p, double* scratch, const Results& results);
+
+// The norm times the multiplier, its coefficient times the multiplier, and every element times that unless it is 1.
+// Not for p = 0. kAuto keeps the gradients on chip where they fit.
+void clip(const Work& work, double p, const Limits& limits, double* scratch, const Results& results, Form form);
+
+// Whether kAuto would keep them on chip.
+bool fits_on_chip(const Work& work, double p);
+
+// Segment s times coefs[s * stride]; 1 writes nothing, and with `zero` a coefficient of 0 stores zeros.
+void scale(const Work& work, const double* coefs, int64_t stride, bool zero);
+
+// Every element into [-bound, bound].
+void clamp(const Work& work, double bound);
 
 }  // namespace fusedclip::cuda

@@ -1,28 +1,194 @@
-// The first CUDA kernel: the read pass of the 2-norm over one segment, one fp64 partial per block.
+// The kernels. Each block takes its share of all segments (table.h); the dtype is the same all over a stretch, so that
+// mixed dtypes share a launch. No atomics: partial results have places of their own and are combined in their order.
+//
+// Bytes moved, with N those of all segments: read N; clip N, and 2N more if it scales; clip_on_chip N, and N more if it
+// scales; scale 2N, or 0 where the coefficient is 1; clamp N, and N more where it changes something.
 #pragma once
 
-#include <cstdint>
+#include <cooperative_groups.h>
 
-#include "../dtypes.h"
+#include "block_reduce.cuh"
+#include "on_chip.cuh"
+#include "request.h"
 
 namespace fusedclip::cuda {
 
-constexpr int kThreads = 256;
+struct Demand {
+  Norm norm;
+  double p;
+  Limits limits;
+};
 
-template <class T>
-__global__ void square_sum_kernel(const T* __restrict__ x, int64_t count, double* __restrict__ partials) {
-  double sum = 0;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += int64_t(gridDim.x) * kThreads) {
-    const double v = widen(x[i]);
-    sum += v * v;
+// Programmatic dependent launch: the next kernel's blocks may start, and wait here until this one's writes can be seen.
+__device__ inline void let_next_launch_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_last_launch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+template <class Table, class Body>
+__device__ inline void for_stretch(const Table& table, const Share& share, int segment, Body body) {
+  const Stretch stretch = stretch_of(table, share, segment, kTileBytes);
+  with_dtype(stretch.dtype, [&](auto t) { return body(split<decltype(t)>(stretch.data, stretch.count)), 0; });
+}
+
+// Launch 1. With `slots`: the lifted value of each pair of block and segment, in the places of table.h. Without: that
+// of each block, in totals[block]. Powers are bound by arithmetic and spill in 64 registers: they get the registers of
+// two.
+template <Norm norm, class Table>
+__global__ void __launch_bounds__(kThreads, norm == Norm::kPower ? 1 : kPolicy.blocks_per_sm)
+    read_kernel(const __grid_constant__ Table table, double p, double* slots, double* totals) {
+  let_next_launch_start();
+  const Share share = share_of(table, blockIdx.x, gridDim.x);
+  double total = identity(norm);
+  for (int s = share.first; s <= share.last; ++s) {
+    double lifted = identity(norm);
+    for_stretch(table, share, s, [&](const auto& parts) { lifted = read<norm>(parts, p); });
+    if (!slots) {
+      total = combine(norm, total, lifted);
+      continue;
+    }
+    lifted = block_reduce(norm, lifted);
+    if (threadIdx.x == 0) slots[blockIdx.x + s] = lifted;
   }
-  __shared__ double lanes[kThreads];
-  lanes[threadIdx.x] = sum;
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) lanes[threadIdx.x] += lanes[threadIdx.x + half];
+  if (slots) return;
+  total = block_reduce(norm, total);
+  if (threadIdx.x == 0) totals[blockIdx.x] = total;
+}
+
+// The slots of each segment to its lifted value: a warp per segment.
+template <class Table>
+__global__ void __launch_bounds__(kThreads)
+    combine_slots_kernel(const __grid_constant__ Table table, Norm norm, const double* slots, int blocks, double* out) {
+  wait_for_last_launch();
+  const int s = int(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  if (s >= table.size) return;
+  const uint32_t end = slot_begin(table, s + 1, blocks);
+  double lifted = identity(norm);
+  for (uint32_t i = slot_begin(table, s, blocks) + lane; i < end; i += kWarp) lifted = combine(norm, lifted, slots[i]);
+  lifted = warp_reduce(norm, lifted);
+  if (lane == 0) out[table.place + s] = lifted;
+}
+
+__device__ inline double combine_totals(Norm norm, const double* totals, int count) {
+  double lifted = identity(norm);
+#pragma unroll 1  // one step or a few
+  for (int i = int(threadIdx.x); i < count; i += kThreads) lifted = combine(norm, lifted, totals[i]);
+  return block_reduce(norm, lifted);
+}
+
+__device__ inline void store_norm(const Results& results, double norm) {
+  if (results.norm_is_double)
+    *static_cast<double*>(results.norm) = norm;
+  else
+    *static_cast<float*>(results.norm) = float(norm);
+}
+
+// Every block computes the coefficient for itself, from the same totals in the same order: nobody waits for anybody.
+__device__ inline double settle(const Demand& demand, const double* totals, int count, const Results& results) {
+  const Limits& limits = demand.limits;
+  const double multiplier = limits.multiplier ? *limits.multiplier : 1.0;
+  ClipRule rule = limits.rule;
+  if (limits.max_norm) rule.max_norm = *limits.max_norm;
+  const double norm = finish(demand.norm, combine_totals(demand.norm, totals, count), demand.p) * multiplier;
+  const double coef = coefficient(norm, rule) * multiplier;
+  if (results.norm && blockIdx.x == 0 && threadIdx.x == 0) {
+    store_norm(results, norm);
+    *results.coef = coef;
   }
-  if (threadIdx.x == 0) partials[blockIdx.x] = lanes[0];
+  return coef;
+}
+
+// One block: totals to a norm.
+template <class = void>  // a template so that every file may include it
+__global__ void __launch_bounds__(kThreads)
+    norm_kernel(Norm norm, double p, const double* totals, int count, Results results) {
+  wait_for_last_launch();
+  const double lifted = combine_totals(norm, totals, count);
+  if (threadIdx.x == 0) store_norm(results, finish(norm, lifted, p));
+}
+
+template <class Table, class F>
+__device__ inline void rewrite_share(const Table& table, const Share& share, int s, const F& f) {
+  for_stretch(table, share, s, [&](const auto& parts) { rewrite(parts, f); });
+}
+
+// Launch 2: norm and coefficient, then everything times the coefficient unless that is 1.
+template <class Table>
+__global__ void __launch_bounds__(kThreads, kPolicy.blocks_per_sm)
+    settle_and_scale_kernel(const __grid_constant__ Table table, Demand demand, const double* totals, int count,
+                            Results results) {
+  wait_for_last_launch();
+  const double coef = settle(demand, totals, count, results);
+  if (coef == 1) return;
+  const Share share = share_of(table, blockIdx.x, gridDim.x);  // not before: it would hold registers, often for nothing
+  const Scale scale(coef, demand.limits.rule.zero_nonfinite);
+  for (int s = share.last; s >= share.first; --s) rewrite_share(table, share, s, scale);
+}
+
+// Both in one cooperative launch, for what fits on the chip: what was read once is written once.
+template <Norm norm, class Table>
+__global__ void __launch_bounds__(kThreads, 1)
+    clip_on_chip_kernel(const __grid_constant__ Table table, Demand demand, double* totals, Results results) {
+  const Share share = share_of(table, blockIdx.x, gridDim.x);
+  const int tiles = int(share.end - share.begin);
+  Pack* const shared = dynamic_shared() + threadIdx.x;  // the next pack of this thread is kThreads further
+  Pack kept[kInRegisters], group[kUnroll];
+
+  Cursor<Table> ahead(table, share), cursor(table, share);
+  load(ahead, kept);
+  double lifted = lift<norm>(cursor, kept);
+  for (int k = kInRegisters; k < tiles; k += kUnroll) {
+    load(ahead, group);
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u)
+      if (k + u < tiles) shared[(k + u - kInRegisters) * kThreads] = group[u];
+    lifted = combine(norm, lifted, lift<norm>(cursor, group));
+  }
+  for (int s = share.first; s <= share.last; ++s)
+    for_stretch(table, share, s,
+                [&](const auto& parts) { lifted = combine(norm, lifted, read_edge<norm>(parts, 0.0)); });
+
+  lifted = block_reduce(norm, lifted);
+  if (threadIdx.x == 0) totals[blockIdx.x] = lifted;
+  cooperative_groups::this_grid().sync();
+  const double coef = settle(demand, totals, int(gridDim.x), results);
+  if (coef == 1) return;
+
+  const Scale scale(coef, demand.limits.rule.zero_nonfinite);
+  Cursor<Table> again(table, share);
+  store(again, kept, scale);
+  for (int k = kInRegisters; k < tiles; k += kUnroll) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u)
+      if (k + u < tiles) group[u] = shared[(k + u - kInRegisters) * kThreads];
+    store(again, group, scale);
+  }
+  for (int s = share.first; s <= share.last; ++s)
+    for_stretch(table, share, s, [&](const auto& parts) { rewrite_edge(parts, scale); });
+}
+
+// Segment s times coefs[s * stride]; 1 writes nothing.
+template <class Table>
+__global__ void __launch_bounds__(kThreads, kPolicy.blocks_per_sm)
+    scale_kernel(const __grid_constant__ Table table, const double* coefs, int64_t stride, bool zero) {
+  const Share share = share_of(table, blockIdx.x, gridDim.x);
+  for (int s = share.last; s >= share.first; --s) {
+    const double coef = coefs[(table.place + s) * stride];
+    if (coef != 1) rewrite_share(table, share, s, Scale(coef, zero));
+  }
+}
+
+template <class Table>
+__global__ void __launch_bounds__(kThreads, kPolicy.blocks_per_sm)
+    clamp_kernel(const __grid_constant__ Table table, double bound) {
+  const Share share = share_of(table, blockIdx.x, gridDim.x);
+  for (int s = share.last; s >= share.first; --s) rewrite_share(table, share, s, Clamp{bound});
 }
 
 }  // namespace fusedclip::cuda

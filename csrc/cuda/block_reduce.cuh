@@ -1,0 +1,52 @@
+// From one value per thread to one per warp and per block, in an order that depends on nothing but the thread's number.
+#pragma once
+
+#include "../norm_ops.h"
+#include "pack.cuh"
+
+namespace fusedclip::cuda {
+
+constexpr int kWarp = 32, kWarps = kThreads / kWarp;
+static_assert(kThreads % kWarp == 0 && kWarps <= kWarp, "whole warps, and no more than one warp can combine");
+
+#ifdef __CUDACC__
+// An object that the threads of a block share.
+template <class T>
+__device__ inline T& block_shared() {
+  __shared__ T object;
+  return object;
+}
+// What the launch asked for.
+__device__ inline Pack* dynamic_shared() {
+  extern __shared__ Pack memory[];
+  return memory;
+}
+#else  // the host shim of the tests gives each block its own
+template <class T>
+T& block_shared();
+Pack* dynamic_shared();
+#endif
+
+// Every lane gets the result, and the same bits: at each step both partners combine the same two values.
+__device__ inline double warp_reduce(Norm norm, double value) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2)
+    value = combine(norm, value, __shfl_xor_sync(0xffffffffu, value, distance));
+  return value;
+}
+
+struct WarpValues {
+  double of[kWarps];
+};
+
+// Every thread of the block gets the result.
+__device__ inline double block_reduce(Norm norm, double value) {
+  WarpValues& warps = block_shared<WarpValues>();
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  value = warp_reduce(norm, value);
+  __syncthreads();  // the values of the last call have been read
+  if (lane == 0) warps.of[warp] = value;
+  __syncthreads();
+  return warp_reduce(norm, lane < kWarps ? warps.of[lane] : identity(norm));
+}
+
+}  // namespace fusedclip::cuda

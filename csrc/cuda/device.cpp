@@ -1,0 +1,112 @@
+#include "device.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "engine.h"
+
+namespace fusedclip::cuda {
+namespace {
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+cudaFuncAttributes attributes_of(const void* kernel) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+  return attributes;
+}
+
+// Tiles that a block of every such kernel can have in shared memory, after raising the kernels' limits to that.
+int shared_tiles(const std::vector<const void*>& kernels, int64_t tile, int most_bytes) {
+  int64_t tiles = most_bytes / tile;
+  for (const void* kernel : kernels)
+    tiles = std::min(tiles, (most_bytes - int64_t(attributes_of(kernel).sharedSizeBytes)) / tile);
+  for (const void* kernel : kernels)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(tiles * tile)),
+          "cudaFuncSetAttribute(cudaFuncAttributeMaxDynamicSharedMemorySize)");
+  return int(tiles);
+}
+
+// All blocks of a cooperative launch must be resident at once: one of each such kernel has to fit an SM.
+bool one_fits(const std::vector<const void*>& kernels, int threads, int64_t shared_bytes) {
+  for (const void* kernel : kernels) {
+    int blocks = 0;
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, size_t(shared_bytes)),
+          "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    if (blocks == 0) return false;
+  }
+  return true;
+}
+
+Device ask(int device, const Kernels& kernels) {
+  // Not the device's architecture: what came as PTX has the bounds of the one that it was compiled for.
+  const int architecture = attributes_of(kernels.streaming).ptxVersion;
+  const int sms = attribute(cudaDevAttrMultiProcessorCount, device);
+  Device found{};
+  found.policy = policy_of(architecture);
+  found.max_blocks = sms * found.policy.blocks_per_sm;
+  found.programmatic = architecture >= 90;
+  if (!attribute(cudaDevAttrCooperativeLaunch, device)) return found;
+  const int64_t tile = tile_bytes(found.policy);
+  const int tiles = shared_tiles(kernels.on_chip, tile, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  if (!one_fits(kernels.on_chip, found.policy.threads, tiles * tile)) return found;
+  found.on_chip_blocks = sms;
+  found.on_chip_tiles = found.policy.on_chip_packs + tiles;
+  return found;
+}
+
+std::string version_name(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+// What cudaGetErrorString leaves out when it says that the driver is insufficient.
+std::string versions() {
+  int driver = 0, runtime = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || cudaRuntimeGetVersion(&runtime) != cudaSuccess) return "";
+  if (driver == 0) return " (no NVIDIA driver is installed)";
+  return " (the driver knows CUDA " + version_name(driver) + ", this was built with " + version_name(runtime) + ")";
+}
+
+}  // namespace
+
+void check(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // whoever asks next is not to be told again
+  throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status));
+}
+
+const Device& properties_of(int device, const Kernels& kernels) {
+  static std::mutex mutex;
+  static std::map<int, Device> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  return found != known.end() ? found->second : known.emplace(device, ask(device, kernels)).first->second;
+}
+
+DeviceGuard::DeviceGuard(int device) : wanted_(device) {
+  check(cudaGetDevice(&previous_), "cudaGetDevice");
+  if (previous_ != wanted_) check(cudaSetDevice(wanted_), "cudaSetDevice");
+}
+
+DeviceGuard::~DeviceGuard() {
+  // A destructor cannot throw; a device that was current a moment ago can be made so again.
+  if (previous_ != wanted_) cudaSetDevice(previous_);
+}
+
+std::string missing() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess) return count > 0 ? "" : "cudaGetDeviceCount: there are 0 devices";
+  cudaGetLastError();
+  return std::string("cudaGetDeviceCount: ") + cudaGetErrorString(status) +
+         (status == cudaErrorInsufficientDriver ? versions() : "");
+}
+
+}  // namespace fusedclip::cuda

@@ -1,0 +1,94 @@
+// |x|^p of the packs that a thread holds, summed (or the largest, or the least) and given as fp64.
+//
+// A float sum takes in one unrolled batch (16 to 64 elements) before it goes to fp64, so that rounding stays near 1e-7.
+// If it overflowed, or its squares vanished, it is taken again in fp64 from the registers that still hold the batch.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+
+#include "../norm_ops.h"
+#include "pack.cuh"
+
+namespace fusedclip::cuda {
+
+// Padding a batch with zeros changes nothing.
+template <Norm norm>
+constexpr bool kZeroIsNeutral = norm != Norm::kPower && norm != Norm::kMin;
+
+template <Norm norm, class A>
+__device__ inline A lift_one(A x, double p) {
+  if constexpr (norm == Norm::kZero) return A(x != 0);
+  if constexpr (norm == Norm::kTwo) return x * x;
+  if constexpr (norm == Norm::kPower) return A(exp2(p * log2(fabs(double(x)))));  // 0, inf and NaN come out as pow's
+  return fabs(x);
+}
+
+template <Norm norm, class A, class T, int packs>
+__device__ inline A sum(const Pack (&batch)[packs], double p) {
+  constexpr int count = sizeof(A) == 8 ? 2 : 4;  // shorter chains of dependent additions, within 64 registers
+  A lanes[count] = {};
+#pragma unroll
+  for (int u = 0; u < packs; ++u) {
+    const auto x = bit_cast<Elements<T>>(batch[u]);
+#pragma unroll
+    for (int e = 0; e < kPerPack<T>; ++e)
+      lanes[(u * kPerPack<T> + e) % count] += lift_one<norm>(A(to_arithmetic(x.of[e])), p);
+  }
+  return count == 2 ? lanes[0] + lanes[1] : (lanes[0] + lanes[1]) + (lanes[count - 2] + lanes[count - 1]);
+}
+
+// Exact zeros are common in embedding gradients and must not pay for fp64, which is slow on consumer GPUs.
+template <class T, int packs>
+__device__ inline bool all_zero(const Pack (&batch)[packs]) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (int u = 0; u < packs; ++u) bits |= batch[u].x | batch[u].y | batch[u].z | batch[u].w;
+  return (bits & (sizeof(T) == 2 ? 0x7fff7fffu : 0x7fffffffu)) == 0;
+}
+
+// A float sum above this has lost less than 1e-7 of itself to squares that vanished (64 * FLT_MIN = 2^-120).
+constexpr float kLeastTrusted = 0x1p-90f;
+
+template <Norm norm, class T, int packs>
+__device__ inline double trusted_sum(const Pack (&batch)[packs], double p) {
+  if constexpr (norm == Norm::kPower || sizeof(T) == 8) return sum<norm, double, T>(batch, p);
+  const float fast = sum<norm, float, T>(batch, p);
+  if (norm == Norm::kZero || (fast >= kLeastTrusted && fast <= FLT_MAX)) return fast;
+  return all_zero<T>(batch) ? 0.0 : sum<norm, double, T>(batch, p);
+}
+
+// Magnitudes of floats order like their bits read as integers, with every NaN above inf: a max that keeps NaN.
+template <class T>
+using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>>;
+template <class T>
+__device__ inline double value_of(Bits<T> magnitude) {
+  return to_arithmetic(bit_cast<T>(magnitude));
+}
+
+template <Norm norm, class T, int packs>
+__device__ inline double extreme(const Pack (&batch)[packs]) {
+  Bits<T> most = 0, least = Bits<T>(~Bits<T>(0));
+#pragma unroll
+  for (int u = 0; u < packs; ++u) {
+    const auto x = bit_cast<Elements<Bits<T>>>(batch[u]);
+#pragma unroll
+    for (int e = 0; e < kPerPack<T>; ++e) {
+      const Bits<T> magnitude = x.of[e] & Bits<T>(Bits<T>(~Bits<T>(0)) >> 1);
+      most = magnitude > most ? magnitude : most;
+      least = magnitude < least ? magnitude : least;
+    }
+  }
+  const double top = value_of<T>(most);
+  return norm == Norm::kMax || top != top ? top : value_of<T>(least);  // the least of the bits alone would lose NaN
+}
+
+template <Norm norm, class T, int packs>
+__device__ inline double lift(const Pack (&batch)[packs], double p) {
+  if constexpr (norm == Norm::kMax || norm == Norm::kMin)
+    return extreme<norm, T>(batch);
+  else
+    return trusted_sum<norm, T>(batch, p);
+}
+
+}  // namespace fusedclip::cuda

@@ -1,0 +1,109 @@
+// A block's way through a stretch of elements: reading it forwards, rewriting it backwards.
+#pragma once
+
+#include "lift.cuh"
+#include "table.h"
+
+namespace fusedclip::cuda {
+
+// The lifted value of the single elements that this thread takes care of.
+template <Norm norm, class T>
+__device__ inline double read_edge(const Split<T>& s, double p) {
+  const T* const edge = edge_of(s);
+  return edge ? lift_one<norm>(double(to_arithmetic(*edge)), p) : identity(norm);
+}
+
+// The lifted value of what this thread reads of a stretch.
+template <Norm norm, class T>
+__device__ inline double read(const Split<T>& s, double p) {
+  constexpr int unroll = kZeroIsNeutral<norm> ? kUnroll : 1;
+  double lifted = read_edge<norm>(s, p);
+  for (int64_t i = threadIdx.x; i < s.count; i += unroll * kThreads) {
+    const Pack* const here = s.packs + i;
+    const int64_t left = s.count - i;
+    Pack batch[unroll];
+#pragma unroll
+    for (int u = 0; u < unroll; ++u) batch[u] = u == 0 || u * kThreads < left ? here[u * kThreads] : Pack{};
+    lifted = combine(norm, lifted, lift<norm, T>(batch, p));
+  }
+  return lifted;
+}
+
+// What happens to an element of T when it is written; `kAlways`: even to those that it leaves as they are.
+class Scale {
+ public:
+  static constexpr bool kAlways = true;
+
+  // `zeros`: where the coefficient is 0, inf and NaN must not survive as NaN.
+  __device__ Scale(double coef, bool zero) : coef_(coef), zeros_(zero && coef == 0) {
+    // Close to float's subnormals (large elements, small max_norm) a coefficient is applied in two factors.
+    const bool tiny = coef < 0x1p-64 && coef != 0;
+    first_ = tiny ? 0x1p-64f : float(coef);
+    second_ = tiny ? float(coef * 0x1p64) : 1.0f;
+  }
+
+  template <class T>
+  __device__ float apply(float x) const {
+    return zeros_ ? 0.0f : x * first_ * second_;
+  }
+  template <class T>
+  __device__ double apply(double x) const {
+    return zeros_ ? 0.0 : x * coef_;
+  }
+
+ private:
+  double coef_;
+  float first_, second_;
+  bool zeros_;
+};
+
+struct Clamp {
+  static constexpr bool kAlways = false;
+  double bound;
+
+  template <class T, class A>
+  __device__ A apply(A x) const {
+    const A high = to_arithmetic(from_arithmetic<T>(A(bound)));  // so that clamping again changes nothing
+    x = x < -high ? -high : x;
+    return x > high ? high : x;  // NaN stays: it is neither
+  }
+};
+
+template <class T, class F>
+__device__ inline Pack rewritten(Pack pack, const F& f) {
+  auto x = bit_cast<Elements<T>>(pack);
+#pragma unroll
+  for (int e = 0; e < kPerPack<T>; ++e) x.of[e] = from_arithmetic<T>(f.template apply<T>(to_arithmetic(x.of[e])));
+  return bit_cast<Pack>(x);
+}
+
+template <class T, class F>
+__device__ inline void rewrite_edge(const Split<T>& s, const F& f) {
+  T* const edge = edge_of(s);
+  if (edge) *edge = from_arithmetic<T>(f.template apply<T>(to_arithmetic(*edge)));
+}
+
+__device__ inline bool same(Pack a, Pack b) { return a.x == b.x && a.y == b.y && a.z == b.z && a.w == b.w; }
+
+// Backwards: what the read pass saw last is still in the second-level cache.
+template <class T, class F>
+__device__ inline void rewrite(const Split<T>& s, const F& f) {
+  constexpr int64_t step = int64_t(kWriteUnroll) * kThreads;
+  for (int64_t i = (s.count - 1) / step * step + threadIdx.x; i >= 0; i -= step) {
+    Pack* const here = s.packs + i;
+    const int64_t left = s.count - i;
+    Pack batch[kWriteUnroll];
+#pragma unroll
+    for (int u = 0; u < kWriteUnroll; ++u)
+      if (u * kThreads < left) batch[u] = here[u * kThreads];
+#pragma unroll
+    for (int u = 0; u < kWriteUnroll; ++u) {
+      if (u * kThreads >= left) continue;
+      const Pack written = rewritten<T>(batch[u], f);
+      if (F::kAlways || !same(written, batch[u])) here[u * kThreads] = written;
+    }
+  }
+  rewrite_edge(s, f);
+}
+
+}  // namespace fusedclip::cuda
