@@ -16,14 +16,16 @@ import torch
 from ..grads import FLOATING, Batch
 from .base import Backend
 from .cpu import Cpu
+from .cuda import Cuda
 from .reference import Reference
 from .triton import Triton
 
 __all__ = ["Backend", "available", "explain", "serving", "use"]
 
-ORDER: tuple[Backend, ...] = (Cpu(), Triton(), Reference())
+ORDER: tuple[Backend, ...] = (Cpu(), Cuda(), Triton(), Reference())
 _BY_NAME = {backend.name: backend for backend in ORDER}
-_HOME = {"cpu": "cpu", "cuda": "triton", "xpu": "triton"}  # the engine that a device's gradients are meant for
+# The engine that a device's gradients are meant for. torch calls ROCm's devices cuda, too.
+_HOME = {"cpu": "cpu", "cuda": "cuda" if torch.version.hip is None else "triton", "xpu": "triton"}
 _forced: ContextVar[Backend | None] = ContextVar("fusedclip_backend", default=None)
 _chosen: dict[torch.device, Backend] = {}  # what was picked for a device, for gradients of the four floating dtypes
 
@@ -86,10 +88,11 @@ def _choose(batch: Batch) -> Backend:
         raise RuntimeError(f"no engine serves gradients on {batch.device}: {reasons}")
     home = _HOME.get(batch.device.type)
     if home is not None and home != backend.name:
+        name = f"slow {backend.name}" if backend.name == "reference" else backend.name
         reason = _BY_NAME[home].missing() or _BY_NAME[home].refuses(batch.device, FLOATING)
         warnings.warn(
-            f"fusedclip: the slow {backend.name} engine serves gradients on {batch.device}, because the {home} engine "
-            f"is not available: {reason}. FUSEDCLIP_BACKEND={backend.name} says that this is wanted.",
+            f"fusedclip: the {name} engine serves gradients on {batch.device}, because the {home} engine is not "
+            f"available: {reason}. FUSEDCLIP_BACKEND={backend.name} says that this is wanted.",
             stacklevel=5,
         )
     return backend

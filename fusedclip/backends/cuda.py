@@ -1,0 +1,126 @@
+"""The CUDA engine: `csrc/cuda`, on torch's current stream and from torch's memory. Never waits for the device."""
+
+import re
+from collections.abc import Set
+
+import torch
+from torch import Tensor
+
+from .. import _extension
+from ..grads import FLOATING, Batch
+from ..norms import EPS, Clipped, ClipRule
+from .base import Backend
+
+_C = _extension.C
+AUTO, TWO_LAUNCHES, ON_CHIP = range(3)  # cuda::Form
+
+
+class Cuda(Backend):
+    name = "cuda"
+    form = AUTO  # of clip_; tests ask for one
+
+    def missing(self) -> str | None:
+        if _C is None:
+            return _extension.reason
+        if not _C.cuda_architectures:
+            return "the extension was built without its CUDA half (nvcc was not found, or FUSEDCLIP_CUDA=0)"
+        return _C.cuda_missing() or None
+
+    def refuses(self, device: torch.device, dtypes: Set[torch.dtype]) -> str | None:
+        if device.type != "cuda":
+            return f"it serves NVIDIA GPUs, not {device.type}"
+        if torch.version.hip is not None:
+            return "this torch is for ROCm"
+        unknown = dtypes - FLOATING
+        if unknown:
+            return f"it does not know {', '.join(sorted(map(str, unknown)))}"
+        capability = torch.cuda.get_device_capability(device)
+        if not runs_on(_C.cuda_architectures, capability):
+            return (
+                f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and the "
+                f"extension was built for {_C.cuda_architectures} (FUSEDCLIP_CUDA_ARCHS chooses)"
+            )
+        return None
+
+    def lift(self, batch: Batch, p: float) -> Tensor:
+        out = torch.empty(len(batch.tensors), dtype=torch.float64, device=batch.device)
+        scratch = _scratch(batch)
+        _C.cuda_lift(batch.table, p, scratch.data_ptr(), out.data_ptr())
+        return out
+
+    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> None:
+        coef = coef.contiguous()
+        _C.cuda_scale(batch.table, coef.data_ptr(), coef.dim() == 1, zero)
+        batch.mark_written()  # whether the coefficient was 1, only the device knows
+
+    def clamp_(self, batch: Batch, bound: float) -> None:
+        _C.cuda_clamp(batch.table, bound)
+        batch.mark_written()
+
+    def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
+        if p == 0:  # counts tensors: each one's value is needed
+            return super().norm(batch, p, dtype)
+        norm = torch.empty((), dtype=dtype, device=batch.device)
+        scratch = _scratch(batch)
+        _C.cuda_norm(batch.table, p, scratch.data_ptr(), norm.data_ptr(), dtype == torch.float64)
+        return norm
+
+    def clip_(
+        self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
+    ) -> Clipped:
+        if p == 0:
+            return super().clip_(batch, p, rule, dtype, multiplier=multiplier)
+        limit = _on_device(rule.max_norm, batch)
+        factor = _on_device(multiplier, batch)
+        scratch = _scratch(batch)
+        norm = torch.empty((), dtype=dtype, device=batch.device)
+        coef = torch.empty((), dtype=torch.float64, device=batch.device)
+        _C.cuda_clip(
+            batch.table,
+            p,
+            rule.max_norm if limit is None else 0.0,
+            0 if limit is None else limit.data_ptr(),
+            0 if factor is None else factor.data_ptr(),
+            EPS,
+            rule.zero_nonfinite,
+            scratch.data_ptr(),
+            norm.data_ptr(),
+            dtype == torch.float64,
+            coef.data_ptr(),
+            self.form,
+        )
+        batch.mark_written()
+        return Clipped(norm, coef)
+
+
+def _scratch(batch: Batch) -> Tensor:
+    """Memory for the calls' partial results, to be held until the call has returned."""
+    return torch.empty(_C.cuda_scratch_doubles(batch.table), dtype=torch.float64, device=batch.device)
+
+
+def _on_device(number: float | Tensor | None, batch: Batch) -> Tensor | None:
+    """One fp64 number beside the gradients, if it is a tensor."""
+    if not isinstance(number, Tensor):
+        return None
+    return number.to(batch.device, torch.float64, non_blocking=True)
+
+
+def runs_on(built: str, capability: tuple[int, int]) -> bool:
+    """Whether a device of this compute capability can run what was built for e.g. "80-real 90-real 90-virtual".
+
+    Machine code runs on its own and later minor versions of its major one, PTX on anything later; a name with a letter
+    (90a, 100f) makes no such promise.
+    """
+    device = capability[0] * 10 + capability[1]
+    for number, letter, kind in re.findall(r"(\d+)([a-z]?)(-real|-virtual|)", built):
+        architecture = int(number)
+        same_major = architecture // 10 == capability[0]
+        if letter:
+            fits = architecture == device
+        elif kind == "-real":
+            fits = same_major and architecture <= device
+        else:
+            fits = architecture <= device
+        if fits:
+            return True
+    return False
