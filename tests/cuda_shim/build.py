@@ -1,0 +1,58 @@
+"""Compiles csrc/cuda for the host, against the shim's CUDA words: as a test driver, or as the whole extension."""
+
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+SHIM = Path(__file__).parent
+CSRC = SHIM.parents[1] / "csrc"
+COMPILER = shutil.which("g++")
+# 64 threads a block, 2 blocks an SM, 4 loads in flight (2 when writing), 3 packs kept in registers.
+FLAGS = ["-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
+FLAGS += ["-Wno-maybe-uninitialized"]  # GCC 12 does not see that packs are loaded and used under one condition
+FLAGS += ["-DFUSEDCLIP_LAUNCH_POLICIES={0,64,2,4,2,3}", f"-I{SHIM}", f"-I{CSRC}"]
+
+
+def driver(folder: Path, sanitizers: str) -> Path:
+    """The test driver under e.g. "address,undefined"."""
+    flags = [*FLAGS, "-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    sources = [CSRC / "cuda/engine.cu", CSRC / "cuda/device.cpp", SHIM / "driver.cpp"]
+    return _link(folder / "driver", sources, flags)
+
+
+def extension(folder: Path) -> Path:
+    """`_C` with a CUDA half that runs on the host."""
+    import pybind11
+
+    flags = [*FLAGS, "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-DFUSEDCLIP_ISA=baseline"]
+    flags += ["-DFUSEDCLIP_WITH_CUDA", '-DFUSEDCLIP_CUDA_ARCHITECTURES="host"']
+    flags += [f'-DFUSEDCLIP_VERSION="{version("fusedclip")}"']
+    flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+    names = ["bindings.cpp", "tensor_list.cpp", "cuda/engine.cu", "cuda/device.cpp"]
+    names += ["cpu/engine.cpp", "cpu/dispatch.cpp", "cpu/kernels.cpp"]
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    return _link(folder / f"_C{suffix}", [CSRC / name for name in names], flags, shared=True)
+
+
+def _link(target: Path, sources: list[Path], flags: list[str], *, shared: bool = False) -> Path:
+    assert COMPILER is not None
+    objects = [target.parent / f"{source.stem}_{i}.o" for i, source in enumerate(sources)]
+    commands = [
+        [COMPILER, *flags, "-x", "c++", "-c", str(source), "-o", str(made)]
+        for source, made in zip(sources, objects, strict=True)
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(_run, commands))
+    # OpenMP is compiled in and not linked: torch has brought the runtime (see csrc/cpu/parallel.h).
+    how = ["-shared"] if shared else [flag for flag in flags if flag.startswith("-fsanitize")]
+    _run([COMPILER, *how, *map(str, objects), "-o", str(target), "-pthread"])
+    return target
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
