@@ -61,6 +61,31 @@ def train(options: argparse.Namespace) -> int:
     return finish(report, options)
 
 
+def tune(options: argparse.Namespace) -> int:
+    """Measure the Triton engine's tuning table."""
+    from benchmarks import tune as tuning
+
+    device = torch.device(options.device)
+    tuning.check_serves(device)
+    if device.type == "cpu" and not options.out:
+        raise ValueError("an interpreter's times must not get into the package: give --out FILE.json")
+    path = options.out or tuning.PACKAGED
+    known = tuning.known_rows(path, device)
+    memory = int(max(options.memory, tuning.LEAST_GIB) * GIB)
+    settings = Settings(device, (), memory, options.seed, options.repeats)
+    results = []
+    with tqdm(unit=" candidates judged", file=sys.stderr, dynamic_ncols=True) as bar:
+        for dtype in options.dtype or DTYPES:
+            bar.set_description(dtype)
+            before = [known[dtype].tuning] if dtype in known else []
+            results.append(tuning.tune(dtype, settings, options.quick, before, bar.update))
+    for result in results:
+        print(f"{tuning.table(result)}\n\n{tuning.verdict(result)}\n")
+    tuning.write(path, device, [result for result in results if result.default_is_right])
+    print(f"{table.origin(new_report(options, 'tune'))}\nsaved {path}")
+    return int(not all(result.default_is_right for result in results))
+
+
 def compare_files(options: argparse.Namespace) -> int:
     """Two results row by row."""
     print(compare.compare(Report.load(options.first), Report.load(options.second)))
@@ -159,6 +184,9 @@ def parser() -> argparse.ArgumentParser:
         action.default = argparse.SUPPRESS
     add_run(commands.add_parser("run", parents=[measuring], help=run.__doc__))
     commands.add_parser("train", parents=[measuring], help=train.__doc__).set_defaults(command=train)
+    tuning = commands.add_parser("tune", parents=[measuring], help=tune.__doc__)
+    tuning.set_defaults(command=tune)
+    tuning.add_argument("--dtype", action="append", choices=DTYPES, default=[], help="only this one (default: all)")
     add_readers(commands)
     return top
 

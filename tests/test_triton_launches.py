@@ -95,11 +95,14 @@ def test_launches_per_call(device: torch.device, launched: list[str], sizes: tup
 
 
 def test_the_grid_does_not_grow_with_the_list(device: torch.device) -> None:
-    from fusedclip.backends.triton import tables, tuning
+    from fusedclip.backends.triton import tables
+    from fusedclip.backends.triton.tuning import default_for, programs_for, use
 
-    most = tuning.programs_for(device)
+    tuning = default_for(device)
+    most = programs_for(device, tuning.programs_per_processor)
     for sizes in ((1,), (200_000,), (10,) * 5000):
-        table = tables.table_for(batch_of(device, *sizes))
+        with use(tuning):  # whatever has been measured for this device
+            table = tables.table_for(batch_of(device, *sizes))
         assert table.programs == len(table.partials) == min(most, max(table.plan.chunks, 1))
 
 
@@ -195,7 +198,8 @@ def test_a_captured_call_owns_its_tables(device: torch.device, monkeypatch: pyte
 def test_every_alignment_at_the_edges_of_steps_and_chunks(device: torch.device, dtype: torch.dtype) -> None:
     from fusedclip.backends.triton.tuning import tuning_for
 
-    step, chunk = (size // dtype.itemsize for size in (tuning_for(device).step_bytes, tuning_for(device).chunk_bytes))
+    tuning = tuning_for(device, frozenset([dtype]))
+    step, chunk = (size // dtype.itemsize for size in (tuning.step_bytes, tuning.chunk_bytes))
     room = torch.randn(chunk + 64, device=device).to(dtype)
     for offset in range(16 // dtype.itemsize + 1):
         for size in (0, 1, 7, step - offset, step + 1, chunk, chunk + 9 - offset):

@@ -11,7 +11,6 @@ from ...grads import Batch
 from ...norms import EPS, Clipped, ClipRule
 from . import elements, kernels
 from .tables import Table, table_for
-from .tuning import tuning_for
 
 _POWER: int = elements.POWER.value
 _NORMS: dict[float, int] = {
@@ -79,7 +78,7 @@ def clip_(batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, multiplier
             EPS=EPS,
             NORM=_norm_code(p),
             ZEROS=rule.zero_nonfinite,
-            **_shape(table),
+            **table.shape,
         )
     return clipped
 
@@ -98,7 +97,7 @@ def scale_(batch: Batch, coef: Tensor, *, zero: bool) -> None:
             plan.chunks,
             PER_TENSOR=coef.dim(),
             ZEROS=zero,
-            **_shape(table),
+            **table.shape,
         )
 
 
@@ -106,9 +105,7 @@ def clamp_(batch: Batch, bound: float) -> None:
     with on(batch.device):
         table = table_for(batch)
         plan = table.plan
-        launch(
-            kernels.clamp_kernel, table.programs, table, table.data, bound, plan.tensors, plan.chunks, **_shape(table)
-        )
+        launch(kernels.clamp_kernel, table.programs, table, table.data, bound, plan.tensors, plan.chunks, **table.shape)
 
 
 def _read(table: Table, partials: Tensor, p: float, *, per_chunk: bool) -> None:
@@ -124,13 +121,13 @@ def _read(table: Table, partials: Tensor, p: float, *, per_chunk: bool) -> None:
         plan.chunks,
         NORM=_norm_code(p),
         PER_CHUNK=per_chunk,
-        **_shape(table),
+        **table.shape,
     )
 
 
 def launch(kernel: Any, programs: int, table: Table, *arguments: object, **constants: object) -> None:
     """Every launch of this engine."""
-    kernel[(programs,)](*arguments, **constants, **tuning_for(table.device).options())
+    kernel[(programs,)](*arguments, **constants, **table.options)
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
@@ -144,11 +141,6 @@ def on(device: torch.device) -> AbstractContextManager[object]:
 
 def _norm_code(p: float) -> int:
     return _NORMS.get(p, _POWER)
-
-
-def _shape(table: Table) -> dict[str, int]:
-    tuning = tuning_for(table.device)
-    return {"DTYPES": table.plan.dtypes, "CHUNK_BYTES": tuning.chunk_bytes, "STEP_BYTES": tuning.step_bytes}
 
 
 def _empty(batch: Batch, *size: int) -> Tensor:

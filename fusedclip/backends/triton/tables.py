@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...grads import Batch
 from . import chunks
-from .tuning import programs_for, tuning_for
+from .tuning import Tuning, forced, programs_for, tuning_for
 
 CODES = {
     torch.float32: chunks.FLOAT32.value,
@@ -52,12 +52,14 @@ class Plan:
 
 
 class Table:
-    """A plan on a device, with the addresses of the tensors that it is used for."""
+    """A plan on a device and how its kernels are shaped, with the addresses of the tensors that it is used for."""
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
+    def __init__(self, plan: Plan, device: torch.device, tuning: Tuning) -> None:
         self.plan = plan
         self.device = device
-        self.programs = min(programs_for(device), max(plan.chunks, 1))
+        self.shape = {"DTYPES": plan.dtypes, "CHUNK_BYTES": tuning.chunk_bytes, "STEP_BYTES": tuning.step_bytes}
+        self.options = tuning.options()
+        self.programs = min(programs_for(device, tuning.programs_per_processor), max(plan.chunks, 1))
         self.data = torch.empty(plan.tensors + len(plan.rows), dtype=torch.int64, device=device)
         self.partials = torch.empty(self.programs, dtype=torch.float64, device=device)
         self.addresses: list[int] = []
@@ -98,22 +100,26 @@ def table_for(batch: Batch) -> Table:
     counts = tuple(map(Tensor.numel, batch.tensors))
     dtypes = tuple(map(_dtype_of, batch.tensors))
     addresses = list(map(Tensor.data_ptr, batch.tensors))
-    chunk_bytes = tuning_for(batch.device).chunk_bytes
     if is_capturing(batch.device):
-        table = Table(_plan(counts, dtypes, chunk_bytes), batch.device)
+        table = _new_table(counts, dtypes, batch.device)
         staged = table.point_to(addresses)
         assert staged is not None
         # Replays copy from here again. The device half needs no such care: it comes from the graph's own pool.
         _captured.append(staged)
         return table
-    key = (counts, dtypes, batch.device, _stream(batch.device))
+    key = (counts, dtypes, batch.device, _stream(batch.device), forced.get())
     cached = _tables.cached
-    table = cached.pop(key) if key in cached else Table(_plan(counts, dtypes, chunk_bytes), batch.device)
+    table = cached.pop(key) if key in cached else _new_table(counts, dtypes, batch.device)
     cached[key] = table  # at the end: used last
     if len(cached) > CACHED:
         cached.popitem(last=False)
     table.point_to(addresses)
     return table
+
+
+def _new_table(counts: tuple[int, ...], dtypes: tuple[torch.dtype, ...], device: torch.device) -> Table:
+    tuning = forced.get() or tuning_for(device, frozenset(dtypes))
+    return Table(_plan(counts, dtypes, tuning.chunk_bytes), device, tuning)
 
 
 def is_capturing(device: torch.device) -> bool:

@@ -1,13 +1,23 @@
-"""How the kernels are shaped: one fixed configuration per kind of device.
+"""How the kernels are shaped: as measured for an architecture and a dtype, or else one default per kind of device.
 
 A pass that is bound by memory needs enough bytes in flight: about 3.4 TB/s x 0.7 us = 2.3 MB on an H100, 18 KB per
 multiprocessor. Every program has one step in flight and then works on it, so that a few times as much are kept going.
 """
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, fields
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from ...grads import FLOATING
+
+TABLE = Path(__file__).with_name("tuning.json")  # written by `python -m benchmarks tune`, read once per process
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,13 @@ class Tuning:
     limits: tuple[tuple[str, int], ...] = ()  # the compiler's options that make room for that many
 
     def __post_init__(self) -> None:
+        numbers = vars(self) | dict(self.limits)
+        del numbers["limits"]
+        for name, value in numbers.items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}, not a positive integer")
+        if self.num_warps & (self.num_warps - 1):
+            raise ValueError(f"num_warps is {self.num_warps}, not a power of two")
         if self.chunk_bytes % self.step_bytes or self.step_bytes & (self.step_bytes - 1) or self.step_bytes < 4096:
             raise ValueError(f"{self}: a chunk is a whole number of steps, and a step a power of two from 4096 bytes")
 
@@ -42,18 +59,135 @@ NVIDIA = Tuning(programs_per_processor=5, limits=(("maxnreg", 96),))
 INTERPRETER = Tuning(chunk_bytes=128 * 1024, step_bytes=64 * 1024, programs_per_processor=3)
 
 
+@dataclass(frozen=True)
+class Row:
+    """One measurement: what is fastest for gradients of one dtype on one architecture."""
+
+    architecture: str  # as architecture_of gives it
+    dtype: str  # as torch names it
+    tuning: Tuning
+    gain: float  # time of the default / time of this one
+    device: str
+    triton: str
+    date: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.architecture, self.dtype
+
+
+# What `python -m benchmarks tune` makes calls run with; otherwise None.
+forced: ContextVar[Tuning | None] = ContextVar("fusedclip_tuning", default=None)
+
+
+@contextmanager
+def use(tuning: Tuning) -> Iterator[None]:
+    """Inside the context, this thread's calls run with this tuning."""
+    token = forced.set(tuning)
+    try:
+        yield
+    finally:
+        forced.reset(token)
+
+
 @cache
-def tuning_for(device: torch.device) -> Tuning:
+def tuning_for(device: torch.device, dtypes: frozenset[torch.dtype]) -> Tuning:
+    """For a batch of these dtypes. Mixed ones are not measured: they get the default."""
+    if len(dtypes) == 1:
+        (dtype,) = dtypes
+        row = _measured(TABLE).get((architecture_of(device), name_of(dtype)))
+        if row is not None:
+            return row.tuning
+    return default_for(device)
+
+
+def default_for(device: torch.device) -> Tuning:
     if device.type == "cpu":
         return INTERPRETER
     return NVIDIA if device.type == "cuda" and torch.version.hip is None else DEFAULT
 
 
+def architecture_of(device: torch.device) -> str:
+    """ "sm_90", "gfx942", ...: what the compiler compiles for. The interpreter and XPUs have one for all."""
+    if device.type != "cuda":
+        return "interpreter" if device.type == "cpu" else device.type
+    if torch.version.hip is not None:
+        name: str = torch.cuda.get_device_properties(device).gcnArchName
+        return name.partition(":")[0]  # "gfx942:sramecc+:xnack-"
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 @cache
-def programs_for(device: torch.device) -> int:
+def programs_for(device: torch.device, programs_per_processor: int) -> int:
     """The size of the grid."""
     processors = 1
     if device.type != "cpu":
         properties = torch.get_device_module(device).get_device_properties(device)
         processors = properties.max_compute_units if device.type == "xpu" else properties.multi_processor_count
-    return processors * tuning_for(device).programs_per_processor
+    return processors * programs_per_processor
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Raises ValueError, with the file and the row, for what cannot be a row."""
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise ValueError(f"{path} is not JSON: {problem}") from None
+    if not isinstance(contents, list):
+        raise ValueError(f"{path} is not a list of rows")
+    rows: dict[tuple[str, str], Row] = {}
+    for number, content in enumerate(contents, 1):
+        try:
+            row = _row(content)
+            if row.key in rows:
+                raise ValueError(f"there is a row for {row.dtype} on {row.architecture} already")
+        except ValueError as problem:
+            way_out = "remove the row, or write it with `python -m benchmarks tune`"
+            raise ValueError(f"{path}, row {number}: {problem}; {way_out}") from None
+        rows[row.key] = row
+    return list(rows.values())
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """A row a line, so that a changed row is a changed line."""
+    lines = [
+        json.dumps(asdict(row) | {"tuning": _as_json(row.tuning)}) for row in sorted(rows, key=lambda row: row.key)
+    ]
+    path.write_text("[" + ",".join(f"\n{line}" for line in lines) + "\n]\n", encoding="utf-8")
+
+
+@cache
+def _measured(path: Path) -> dict[tuple[str, str], Row]:
+    return {row.key: row for row in read_rows(path)}
+
+
+def _as_json(tuning: Tuning) -> dict[str, Any]:
+    return asdict(tuning) | {"limits": dict(tuning.limits)}
+
+
+def _row(content: Any) -> Row:
+    _check_names(content, Row)
+    tuning = content["tuning"]
+    _check_names(tuning, Tuning)
+    if not isinstance(tuning["limits"], dict):
+        raise ValueError(f"limits is {tuning['limits']!r}, not an object")
+    row = Row(**content | {"tuning": Tuning(**tuning | {"limits": tuple(tuning["limits"].items())})})
+    for name in ("architecture", "dtype", "device", "triton", "date"):
+        if not isinstance(content[name], str):
+            raise ValueError(f"{name} is {content[name]!r}, not a string")
+    if row.dtype not in map(name_of, FLOATING):
+        raise ValueError(f"dtype is {row.dtype!r}, and there are {', '.join(sorted(map(name_of, FLOATING)))}")
+    if type(row.gain) not in (int, float) or not row.gain > 0:
+        raise ValueError(f"gain is {row.gain!r}, not a positive number")
+    return row
+
+
+def _check_names(content: Any, of: type[Row] | type[Tuning]) -> None:
+    names = [field.name for field in fields(of)]
+    if not isinstance(content, dict) or content.keys() != set(names):
+        found = ", ".join(content) if isinstance(content, dict) else repr(content)
+        raise ValueError(f"a {of.__name__.lower()} has {', '.join(names)}; here is {found or 'nothing'}")
