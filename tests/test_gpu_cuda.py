@@ -131,10 +131,11 @@ def test_multiplier_is_part_of_norm_and_coefficient() -> None:
     oracle.assert_close(clipped.coef, 0.5 / 64, 3e-6)
 
 
-@pytest.mark.parametrize("count", [300, 5_000_000], ids=["on chip", "large"])
-def test_graph_replays_see_the_gradients_of_the_day(count: int) -> None:
+@pytest.mark.parametrize(("count", "on_chip"), [(300, True), (40_000_000, False)], ids=["on chip", "two launches"])
+def test_graph_replays_see_the_gradients_of_the_day(count: int, on_chip: bool) -> None:
     grads = [randn(count, seed=1), randn(333, dtype=torch.bfloat16, seed=2)]
     held = parameters(grads)
+    assert cuda._C.cuda_fits_on_chip(Batch(grads, DEVICE).table, 2.0) == on_chip
     fusedclip.clip_grad_norm_(held, 1.0)  # loads the kernels
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -80,6 +80,7 @@ def test_streams_at_once() -> None:
             for i, stream in enumerate(streams):
                 stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(stream):
+                    torch.cuda._sleep(2_000_000)  # what is on another stream would run before the gradients are there
                     grads = gradients(round_ * 4 + i)
                     before = copies(grads)
                     results.append((fusedclip.clip_grad_norm_(parameters(grads), 1.0), before, grads))

@@ -87,10 +87,19 @@ class Cuda(Backend):
             norm.data_ptr(),
             dtype == torch.float64,
             coef.data_ptr(),
-            self.form,
+            self.form if self.form != AUTO or not _has_peers() else TWO_LAUNCHES,
         )
         batch.mark_written()
         return Clipped(norm, coef)
+
+
+def _has_peers() -> bool:
+    """Whether kernels of other ranks may be waited for on this device.
+
+    The on-chip form needs every multiprocessor at once. A communication kernel that spins on one of them until a peer
+    answers would hold it up, for ever if that peer waits for this rank; ordinary launches pass it by.
+    """
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _scratch(batch: Batch) -> Tensor:
