@@ -67,8 +67,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_norm", [](const TensorList& l, double p, int threads) {
     return unlocked([&] { return cpu::norm(work(l), p, threads); });
   });
-  m.def("cpu_clip", [](const TensorList& l, double p, double max_norm, double eps, bool zero_nonfinite, int threads) {
-    const auto r = unlocked([&] { return cpu::clip(work(l), p, {max_norm, eps, zero_nonfinite}, threads); });
+  m.def("cpu_clip", [](const TensorList& l, double p, double max_norm, double eps, bool zero_nonfinite,
+                       uintptr_t multiplier, int threads) {
+    const ClipRule rule{max_norm, eps, zero_nonfinite};
+    const auto r = unlocked([&] { return cpu::clip(work(l), p, rule, *as_doubles(multiplier), threads); });
     return py::make_tuple(r.norm, r.coef);
   });
   m.def("cpu_scale", [](const TensorList& l, uintptr_t coefs, bool per_tensor, bool zero, int threads) {

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import backends
+from . import amp, backends
 from .clip import (
     clip_grad_norm_,
     clip_grad_norm_per_tensor_,
@@ -16,6 +16,7 @@ from .patch import patch_torch
 __version__ = _version("fusedclip")
 
 __all__ = [
+    "amp",
     "backends",
     "clip_grad_norm_",
     "clip_grad_norm_per_tensor_",

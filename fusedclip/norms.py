@@ -145,6 +145,28 @@ def coefficient(norm: Tensor, rule: ClipRule) -> Tensor:
     return torch.where(limit == math.inf, 1.0, _coefficient(norm, limit, rule))
 
 
+def clipped(norm: Tensor, p: float, rule: ClipRule, multiplier: Tensor | None = None) -> Clipped:
+    """The norm and the coefficient that clips to the rule.
+
+    With a multiplier (an inverse loss scale), they are the norm of gradients yet to be multiplied by it, and the
+    coefficient that multiplies as well. For p = 0 the norm is a count, which multiplying leaves alone.
+    """
+    if multiplier is None:
+        return Clipped(norm, coefficient(norm, rule))
+    multiplier = multiplier.to(norm.device, norm.dtype, non_blocking=True)
+    norm = norm if p == 0 else norm * multiplier
+    return Clipped(norm, coefficient(norm, rule) * multiplier)
+
+
+def shows_nonfinite(p: float, dtype: torch.dtype) -> bool:
+    """Whether the lifted value is finite exactly if all gradients are.
+
+    Orders 0 and -inf hide an inf, negative ones turn it into 0; powers may leave the range of fp64, and so do the sums
+    and squares of fp64 gradients (`dtype` is that of results: fp64 if any gradient is).
+    """
+    return p == math.inf or (p in (1, 2) and dtype != torch.float64)
+
+
 def _coefficient(norm: Tensor, limit: float | Tensor, rule: ClipRule) -> Tensor:
     coef = (limit / (norm + EPS)).clamp(max=1.0)
     if rule.zero_nonfinite:

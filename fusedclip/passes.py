@@ -4,8 +4,10 @@ lift_each   [U] lifted values, one per gradient          (read pass)
 total       0-d, over all of them and all ranks of a group
 scale_      gradients times a coefficient                (write pass, skipped where that is 1)
 clip_       all of it; a single call of the engine where nothing stands between the two passes
+measure     all of it but the write pass
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,22 +54,61 @@ def norm(grads: Gradients, p: float, *, error_if_nonfinite: bool, group: "Proces
 
 
 def clip_(
-    grads: Gradients, p: float, rule: ClipRule, *, error_if_nonfinite: bool, group: "ProcessGroup | None"
+    grads: Gradients,
+    p: float,
+    rule: ClipRule,
+    *,
+    error_if_nonfinite: bool = False,
+    group: "ProcessGroup | None" = None,
+    multiplier: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Clipped:
-    """Clip to the rule; the norm is in the dtype of results. Nothing has been written if this raises."""
-    if not grads.reads and group is None:
-        return Clipped(_nothing(), torch.ones((), dtype=torch.float64, device="cpu"))
-    if len(grads.reads) == 1 and grads.reads is grads.writes and group is None and not error_if_nonfinite:
-        clipped = serving(grads.reads[0]).clip_(grads.reads[0], p, rule, grads.dtype)
+    """Clip to the rule; the norm is in `dtype`, that of results unless given. Nothing has been written if this raises.
+
+    `multiplier` (0-d, on any device): the gradients are multiplied by it as well, in the same write pass; norm and rule
+    are those of the product.
+    """
+    dtype = dtype or grads.dtype
+    if group is None and not error_if_nonfinite and len(grads.reads) == 1 and grads.reads is grads.writes:
+        batch = grads.reads[0]
+        there = None if multiplier is None else multiplier.to(batch.device, non_blocking=True)
+        clipped = serving(batch).clip_(batch, p, rule, dtype, multiplier=there)
         grads.write_back(clipped.coef)
         return clipped
+    exact, coef = measure(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group, multiplier=multiplier)
+    scale_(grads, coef, zero=rule.zero_nonfinite)
+    return Clipped(exact.to(dtype), coef)
+
+
+def measure(
+    grads: Gradients,
+    p: float,
+    rule: ClipRule,
+    *,
+    error_if_nonfinite: bool = False,
+    group: "ProcessGroup | None" = None,
+    multiplier: Tensor | None = None,
+) -> Clipped:
+    """What `clip_` does but for the write pass: the coefficient is for someone else to apply. The norm is in fp64."""
+    if not grads.reads and group is None:
+        return Clipped(_nothing().double(), torch.ones((), dtype=torch.float64, device="cpu"))
     lifted = lift_each(grads, p)
     exact = norms.finish(total(lifted, p, group), p)
     if error_if_nonfinite:
         _raise_if_nonfinite(exact, lifted, grads, p)
-    coef = norms.coefficient(exact, rule)
-    scale_(grads, coef, zero=rule.zero_nonfinite)
-    return Clipped(exact.to(grads.dtype), coef)
+    return norms.clipped(exact, p, rule, multiplier)
+
+
+def found_inf(grads: Gradients, p: float, exact: Tensor, group: "ProcessGroup | None") -> Tensor:
+    """Whether any gradient (of any rank of the group) is NaN or inf: 1 or 0, fp32, 0-d, as torch's optimizers want it.
+
+    `exact` is their norm in fp64. That tells, except for the orders and dtypes that need a second read; this may come
+    after the write pass, in which NaN and inf stay one or the other.
+    """
+    # Ranks may hold different dtypes, and have to agree on whether there is another all-reduce.
+    if not norms.shows_nonfinite(p, grads.dtype if group is None else torch.float32):
+        exact = total(lift_each(grads, math.inf), math.inf, group)
+    return exact.isfinite().logical_not().to(torch.float32)
 
 
 def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False) -> None:

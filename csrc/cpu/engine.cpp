@@ -105,7 +105,7 @@ double norm(const Work& work, double p, int max_threads) {
   return finish(norm, combine_all(work, norm, read_all(work, norm, p, max_threads)), p);
 }
 
-Clipped clip(const Work& work, double p, const ClipRule& rule, int max_threads) {
+Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier, int max_threads) {
   const Norm norm = norm_of(p);
   std::vector<double> partials(work.tiling.tiles());
   Clipped result{};
@@ -114,8 +114,8 @@ Clipped clip(const Work& work, double p, const ClipRule& rule, int max_threads) 
     read_share(work, norm, p, share, partials);
     if (threads > 1) team_barrier();
     if (thread == 0) {
-      result.norm = finish(norm, combine_all(work, norm, partials), p);
-      result.coef = coefficient(result.norm, rule);
+      result.norm = multiplier * finish(norm, combine_all(work, norm, partials), p);
+      result.coef = multiplier * coefficient(result.norm, rule);
     }
     if (threads > 1) team_barrier();
     if (result.coef != 1) write_share(work, &result.coef, 0, rule.zero_nonfinite, share);

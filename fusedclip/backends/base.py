@@ -59,11 +59,6 @@ class Backend(ABC):
         `multiplier` (0-d, positive, on the batch's device) clips the gradients times that number, as unscaling needs:
         the norm is that of the multiplied gradients, and the multiplier is part of the coefficient.
         """
-        norm = self.norm(batch, p, torch.float64)
-        if multiplier is not None and p != 0:  # a count stays what it is
-            norm = norm * multiplier
-        coef = norms.coefficient(norm, rule)
-        if multiplier is not None:
-            coef = coef * multiplier
+        norm, coef = norms.clipped(self.norm(batch, p, torch.float64), p, rule, multiplier)
         self.scale_(batch, coef, zero=rule.zero_nonfinite)
         return Clipped(norm.to(dtype), coef)

@@ -12,6 +12,7 @@ from ..norms import EPS, Clipped, ClipRule
 from .base import Backend
 
 _C = _extension.C
+_ONE = torch.ones((), dtype=torch.float64, device="cpu")
 _MOST_FLOAT32 = torch.finfo(torch.float32).max
 
 
@@ -47,10 +48,10 @@ class Cpu(Backend):
     def clip_(
         self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
     ) -> Clipped:
-        if multiplier is not None:
-            return super().clip_(batch, p, rule, dtype, multiplier=multiplier)
+        factor = _ONE if multiplier is None else multiplier.double()
+        threads = torch.get_num_threads()
         norm, coef = _C.cpu_clip(
-            batch.table, p, float(rule.max_norm), EPS, rule.zero_nonfinite, torch.get_num_threads()
+            batch.table, p, float(rule.max_norm), EPS, rule.zero_nonfinite, factor.data_ptr(), threads
         )
         if coef != 1:
             batch.mark_written()

@@ -1,0 +1,159 @@
+"""Mixed precision: unscaling and clipping in one read pass and one write pass, for torch's GradScaler.
+
+torch's two calls move the gradients five times: `unscale_` reads and writes them, the norm reads them, the clip reads
+and writes them. Here the norm of the unscaled gradients is the norm of the scaled ones times the inverse scale, it is
+finite if and only if they are, and one write pass applies the inverse scale and the clip's coefficient together.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, SupportsFloat
+
+import torch
+from torch import Tensor
+from torch.amp.grad_scaler import OptState
+
+from . import norms, passes
+from .grads import Gradients, gather
+from .norms import ClipRule
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def unscale_and_clip_grad_norm_(
+    scaler: torch.amp.GradScaler,
+    optimizer: torch.optim.Optimizer,
+    max_norm: SupportsFloat | Tensor,
+    norm_type: SupportsFloat = 2.0,
+    *,
+    error_if_nonfinite: bool = False,
+    group: "ProcessGroup | None" = None,
+    allow_fp16: bool = False,
+) -> Tensor:
+    """Divide an optimizer's gradients by the loss scale and clip the result, in one read pass and one write pass.
+
+    Equivalent, but for gradients that torch rounds twice and this once::
+
+        scaler.unscale_(optimizer)
+        norm = clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], max_norm, norm_type)
+
+    Afterwards the scaler knows that these gradients are unscaled and whether they were finite: `scaler.step(optimizer)`
+    and `scaler.update()` skip, back off and grow as after `unscale_`.
+
+    Args:
+        scaler: any torch.amp.GradScaler. One that is disabled just clips.
+        optimizer: any torch.optim.Optimizer; its gradients as in `fusedclip.clip_grad_norm_`, on several devices too.
+            bf16 gradients work, which torch's `unscale_` refuses.
+        max_norm, norm_type: as in `fusedclip.clip_grad_norm_`; max_norm is in the unit of the unscaled gradients, and
+            with inf they are unscaled only. Orders other than 1, 2 and inf, and fp64 gradients, cost one more read, as
+            their norm does not tell whether all gradients are finite.
+        error_if_nonfinite: raise if the norm is NaN or inf, rather than let the scaler skip. Waits for the device.
+        group: as in `fusedclip.clip_grad_norm_`. All its ranks get the same norm and skip the same steps.
+        allow_fp16: take fp16 gradients. torch's `unscale_` does not, since the unscaled values may underflow.
+
+    Returns:
+        The norm of the unscaled gradients before clipping: 0-d, fp32 (fp64 if any gradient is), on the first gradient's
+        device; tensor(0.) if there are none. Does not wait for the device unless `error_if_nonfinite`.
+
+    Raises:
+        RuntimeError: on a second call, or after `scaler.step`, before the next `scaler.update`, as `unscale_` does.
+        ValueError: for fp16 gradients, as `unscale_` does; for a scaler of FSDP without `group`.
+        AssertionError: if `scaler.scale` has not been called yet, as `unscale_` does.
+        TypeError, ValueError, RuntimeError: as in `fusedclip.clip_grad_norm_`. The gradients and the scaler are then
+            as they were.
+
+    Deterministic, as `fusedclip.clip_grad_norm_` is.
+    """
+    p, rule = norms.check_norm_type(norm_type), ClipRule(norms.check_max_norm(max_norm))
+    if not scaler.is_enabled():
+        grads = gather(list(_parameters(optimizer)), p=p)
+        return passes.clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group).norm
+    state, inverse = _begin(scaler, optimizer, group)
+    grads = gather(list(_parameters(optimizer)), p=p)
+    if not allow_fp16:
+        _refuse_fp16(grads)
+    exact, _ = passes.clip_(
+        grads,
+        p,
+        rule,
+        error_if_nonfinite=error_if_nonfinite,
+        group=group,
+        multiplier=inverse,
+        dtype=torch.float64,
+    )
+    found_inf = passes.found_inf(grads, p, exact, group)
+    state["found_inf_per_device"] = _per_device(found_inf, grads, inverse.device, needed=group is not None)
+    state["stage"] = OptState.UNSCALED
+    return exact.to(grads.dtype)
+
+
+class GradScaler(torch.amp.GradScaler):
+    """torch.amp.GradScaler with one more method: `unscale_and_clip_grad_norm_`.
+
+    Nothing else differs. The same is to be had for any other scaler as the function of that name::
+
+        scaler = fusedclip.amp.GradScaler("cuda")
+        scaler.scale(loss).backward()
+        norm = scaler.unscale_and_clip_grad_norm_(optimizer, max_norm=1.0)
+        scaler.step(optimizer)
+        scaler.update()
+    """
+
+    def unscale_and_clip_grad_norm_(
+        self,
+        optimizer: torch.optim.Optimizer,
+        max_norm: SupportsFloat | Tensor,
+        norm_type: SupportsFloat = 2.0,
+        *,
+        error_if_nonfinite: bool = False,
+        group: "ProcessGroup | None" = None,
+        allow_fp16: bool = False,
+    ) -> Tensor:
+        """`fusedclip.amp.unscale_and_clip_grad_norm_` for this scaler; see there."""
+        return unscale_and_clip_grad_norm_(
+            self,
+            optimizer,
+            max_norm,
+            norm_type,
+            error_if_nonfinite=error_if_nonfinite,
+            group=group,
+            allow_fp16=allow_fp16,
+        )
+
+
+def _begin(
+    scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, group: "ProcessGroup | None"
+) -> tuple[dict[str, Any], Tensor]:
+    """The scaler's notes on this optimizer and the inverse scale, or the errors of torch's `unscale_` in its words."""
+    scale, _ = scaler._check_scale_growth_tracker("unscale_and_clip_grad_norm_")
+    if group is None and getattr(scaler, "process_group", None) is not None:
+        raise ValueError(
+            f"a {type(scaler).__name__} scales gradients that are sharded over ranks; pass group=, so that the norm is "
+            "taken over all shards and all ranks skip the same steps"
+        )
+    state: dict[str, Any] = scaler._per_optimizer_states[id(optimizer)]
+    if state["stage"] is OptState.UNSCALED:
+        raise RuntimeError("unscale_() has already been called on this optimizer since the last update().")
+    if state["stage"] is OptState.STEPPED:
+        raise RuntimeError("unscale_() is being called after step().")
+    return state, scale.double().reciprocal().float()  # torch's value, which is exact for powers of two
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def _refuse_fp16(grads: Gradients) -> None:
+    if any(torch.float16 in batch.dtypes() for batch in grads.writes):
+        raise ValueError("Attempting to unscale FP16 gradients. allow_fp16=True does it all the same")
+
+
+def _per_device(found_inf: Tensor, grads: Gradients, home: torch.device, *, needed: bool) -> dict[torch.device, Tensor]:
+    """As `scaler.step` and `scaler.update` want it: a tensor of its own for each device that holds gradients.
+
+    They add these up, and the fused optimizers skip at a sum of exactly 1: one device carries the answer, the others 0.
+    `needed`: the scaler's own device carries it where there is no gradient, but other ranks skip or don't.
+    """
+    devices = [batch.device for batch in grads.writes] or [home] * needed
+    return {d: found_inf.to(d) if d == devices[0] else found_inf.new_zeros((), device=d) for d in devices}
