@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import amp, backends
+from . import amp, backends, optim
 from .clip import (
     clip_grad_norm_,
     clip_grad_norm_per_tensor_,
@@ -24,5 +24,6 @@ __all__ = [
     "clip_grads_with_norm_",
     "get_per_tensor_norms",
     "get_total_norm",
+    "optim",
     "patch_torch",
 ]
