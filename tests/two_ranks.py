@@ -20,5 +20,6 @@ def _main(rank: int, scenario: Callable[[int], None], store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
         scenario(rank)
+        dist.barrier()  # a rank that leaves early can abort the other in its destructors
     finally:
         dist.destroy_process_group()
