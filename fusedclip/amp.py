@@ -145,7 +145,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 
 def _refuse_fp16(grads: Gradients) -> None:
-    if any(torch.float16 in batch.dtypes() for batch in grads.writes):
+    if any(tensor.dtype == torch.float16 for batch in grads.writes for tensor in batch.tensors):
         raise ValueError("Attempting to unscale FP16 gradients. allow_fp16=True does it all the same")
 
 

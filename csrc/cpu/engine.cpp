@@ -114,7 +114,8 @@ Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier
     read_share(work, norm, p, share, partials);
     if (threads > 1) team_barrier();
     if (thread == 0) {
-      result.norm = multiplier * finish(norm, combine_all(work, norm, partials), p);
+      const double factor = norm == Norm::kZero ? 1 : multiplier;  // a count stays what it is
+      result.norm = factor * finish(norm, combine_all(work, norm, partials), p);
       result.coef = multiplier * coefficient(result.norm, rule);
     }
     if (threads > 1) team_barrier();
