@@ -86,6 +86,19 @@ def tune(options: argparse.Namespace) -> int:
     return int(not all(result.default_is_right for result in results))
 
 
+def step(options: argparse.Namespace) -> int:
+    """What clipping adds to a fused AdamW step, and unscaling with clipping."""
+    from benchmarks import optimizer_step
+
+    report = new_report(options, "step")
+    seconds = 4.0 if options.quick else 15.0
+    timed = optimizer_step.measure(torch.device(options.device), seconds, options.seed)
+    report.training["optimizer_step"] = optimizer_step.as_json(timed)
+    report.claims = optimizer_step.claims(timed)
+    print(f"{optimizer_step.table(timed)}\n\n{table.claims(report)}\n\n{table.origin(report)}")
+    return finish(report, options)
+
+
 def compare_files(options: argparse.Namespace) -> int:
     """Two results row by row."""
     print(compare.compare(Report.load(options.first), Report.load(options.second)))
@@ -187,6 +200,7 @@ def parser() -> argparse.ArgumentParser:
     tuning = commands.add_parser("tune", parents=[measuring], help=tune.__doc__)
     tuning.set_defaults(command=tune)
     tuning.add_argument("--dtype", action="append", choices=DTYPES, default=[], help="only this one (default: all)")
+    commands.add_parser("step", parents=[measuring], help=step.__doc__).set_defaults(command=step)
     add_readers(commands)
     return top
 
