@@ -93,7 +93,7 @@ def step(options: argparse.Namespace) -> int:
     report = new_report(options, "step")
     seconds = 4.0 if options.quick else 15.0
     timed = optimizer_step.measure(torch.device(options.device), seconds, options.seed)
-    report.training["optimizer_step"] = optimizer_step.as_json(timed)
+    report.steps = optimizer_step.as_json(timed)
     report.claims = optimizer_step.claims(timed)
     print(f"{optimizer_step.table(timed)}\n\n{table.claims(report)}\n\n{table.origin(report)}")
     return finish(report, options)

@@ -99,6 +99,8 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    """What clipping adds to an optimizer's step, a line per way and limit."""
 
     def save(self, path: Path) -> None:
         """Write the JSON; date, device and the like of the environment stand at its top level."""
@@ -106,6 +108,7 @@ class Report:
         content["claims"] = [asdict(claim) | {"holds": claim.holds} for claim in self.claims]
         content["rows"] = [asdict(row) for row in self.rows]
         content["training"] = self.training
+        content["steps"] = self.steps
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
@@ -117,8 +120,9 @@ class Report:
         rows = [_row(row) for row in content.pop("rows")]
         claims = [Claim(**{k: v for k, v in claim.items() if k != "holds"}) for claim in content.pop("claims")]
         training, suite, seed = content.pop("training"), content.pop("suite"), content.pop("seed")
+        steps = content.pop("steps", [])
         del content["schema"]
-        return cls(content, suite, seed, rows, claims, training)
+        return cls(content, suite, seed, rows, claims, training, steps)
 
 
 def _row(content: dict[str, Any]) -> Row:
