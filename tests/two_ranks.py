@@ -18,8 +18,9 @@ def on_two_ranks(scenario: Callable[[int], None]) -> None:
 def _main(rank: int, scenario: Callable[[int], None], store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        scenario(rank)
-        dist.barrier()  # a rank that leaves early can abort the other in its destructors
-    finally:
-        dist.destroy_process_group()
+    scenario(rank)
+    dist.barrier()
+    dist.destroy_process_group()
+    # The interpreter's exit is left out: in one run of eight it aborts in a thread of torch's ("terminate called
+    # without an active exception"), after the scenario has passed.
+    os._exit(0)
