@@ -4,13 +4,15 @@
 it is exactly 1. torch's step() reads both from the optimizer, where a GradScaler puts them and takes them off again.
 """
 
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-_FUSED = (torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad)  # with fused=True; AdamW is an Adam
+_FUSED = {torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad}  # with fused=True
 
 
 class Stepping:
@@ -51,8 +53,24 @@ class Stepping:
 
 
 def divides(optimizer: Optimizer) -> bool:
-    """Whether the step divides by `grad_scale` and skips by `found_inf`."""
-    return isinstance(optimizer, _FUSED) and all(group.get("fused") for group in optimizer.param_groups)
+    """Whether the step divides by `grad_scale` and skips by `found_inf`. That of a subclass may do anything."""
+    return type(optimizer) in _FUSED and all(group.get("fused") for group in optimizer.param_groups)
+
+
+def is_nested(optimizer: Optimizer) -> bool:
+    """Whether a step of this optimizer is already under way in this thread: a subclass's step calling its parent's.
+
+    torch runs the hooks around both, and around an outer one that raised none at all, so that the stack alone knows.
+    """
+    if type(optimizer).__module__.startswith("torch.optim."):
+        return False
+    hooked, depth = type(optimizer).step.__code__, 0  # torch's wrapper that runs the hooks: one code for all classes
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code is hooked and frame.f_locals.get("args", (None,))[0] is optimizer:
+            depth += 1
+        frame = frame.f_back
+    return depth > 1
 
 
 def any_of(flags: list[Tensor]) -> Tensor:

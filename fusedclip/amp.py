@@ -38,7 +38,8 @@ def unscale_and_clip_grad_norm_(
         norm = clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], max_norm, norm_type)
 
     Afterwards the scaler knows that these gradients are unscaled and whether they were finite: `scaler.step(optimizer)`
-    and `scaler.update()` skip, back off and grow as after `unscale_`.
+    and `scaler.update()` skip, back off and grow as after `unscale_`. (As there, torch's fused SGD with momentum is left
+    with uninitialised buffers if its very first step is skipped; `fusedclip.optim.clip_on_step` mends that.)
 
     Args:
         scaler: any torch.amp.GradScaler. One that is disabled just clips.
@@ -65,6 +66,9 @@ def unscale_and_clip_grad_norm_(
     Deterministic, as `fusedclip.clip_grad_norm_` is.
     """
     p, rule = norms.check_norm_type(norm_type), ClipRule(norms.check_max_norm(max_norm))
+    if not isinstance(scaler, torch.amp.GradScaler) or not isinstance(optimizer, torch.optim.Optimizer):
+        given = f"{type(scaler).__name__} and {type(optimizer).__name__}"
+        raise TypeError(f"unscale_and_clip_grad_norm_ takes a GradScaler and an optimizer, in this order, got {given}")
     if not scaler.is_enabled():
         grads = gather(list(_parameters(optimizer)), p=p)
         return passes.clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group).norm

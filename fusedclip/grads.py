@@ -64,6 +64,10 @@ class Gradients:
         """Of the first gradient; results live there."""
         return self.reads[0].device if self.reads else torch.device("cpu")
 
+    def has_duplicates(self) -> bool:
+        """Whether two entries of the list share a gradient's memory."""
+        return sum(place >= 0 for place in self.sources) > sum(len(batch.tensors) for batch in self.reads)
+
     def write_back(self, coef: Tensor | None = None) -> None:
         """Bring home what was written to the stand-ins of strided and uncoalesced gradients.
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from . import norms, passes
-from ._fused_step import Stepping, any_of, divides, make_momentum, refuse_dampening
+from ._fused_step import Stepping, any_of, divides, is_nested, make_momentum, refuse_dampening
 from .grads import Gradients, gather
 from .norms import ClipRule
 
@@ -48,15 +48,17 @@ def clip_on_step(
         optimizer: any torch.optim.Optimizer. A param group with an entry "max_norm" (a number or a 0-d tensor; None
             counts as absent) is clipped by itself to that; all other groups together to `max_norm`. The entry is read
             at each step.
-        max_norm, norm_type: as in `fusedclip.clip_grad_norm_`.
+        max_norm, norm_type: as in `fusedclip.clip_grad_norm_`. A max_norm tensor on the CPU is read once, now.
         on_nonfinite: with a NaN or an inf in any gradient, "propagate" clips as `fusedclip.clip_grad_norm_` does and
             steps; "skip" leaves parameters and optimizer state as they are, by `found_inf`. Neither waits for the
-            device. "skip" needs an Adam, AdamW, SGD or Adagrad with fused=True.
+            device. "skip" needs an Adam, AdamW, SGD or Adagrad (no subclass) with fused=True.
         defer: True never writes the gradients here but hands 1 / coefficient to a fused Adam, AdamW, SGD or Adagrad,
             which divides by it (`.grad` then holds the clipped gradients after the step; 1 / coefficient is fp32, as
             torch's kernels want it). False scales the gradients before the step, where there is something to clip.
             None defers where that moves fewer bytes for certain: with these optimizers on the CPU, and wherever a
-            GradScaler has them divide anyway; else, and with fp64 gradients, it scales.
+            GradScaler has them divide anyway; else, and with fp64 gradients, it scales. Subclasses of them may do
+            anything with their gradients, so they are always scaled. A coefficient below 3e-39 comes out as 0 when it
+            is deferred. Hooks that run after this one are handed a stand-in of the optimizer when it is.
         group: as in `fusedclip.clip_grad_norm_`. Every rank must step, with the same "max_norm" entries.
 
     Returns:
@@ -144,57 +146,60 @@ class ClipOnStep:
         if torch.compiler.is_compiling():
             self._outside_the_graph(optimizer, args, kwargs)
             return None
-        if type(args[0]) is Stepping:
+        if is_nested(optimizer):
             return None  # a subclass's step called its parent's, which runs the hooks as well
         if "grad_scaler" in kwargs:
             raise RuntimeError(
                 f"the GradScaler leaves unscaling to {type(optimizer).__name__}.step(grad_scaler=...) itself, before "
                 "which nothing can clip; call fusedclip.amp.unscale_and_clip_grad_norm_(scaler, optimizer, ...) instead"
             )
-        stepping = Stepping(optimizer)
-        if kwargs.get("closure") is not None:
-            return (stepping, *args[1:]), {**kwargs, "closure": self._clipping(kwargs["closure"], stepping)}
-        if len(args) > 1 and args[1] is not None:
-            return (stepping, self._clipping(args[1], stepping), *args[2:]), kwargs
-        self._clip(stepping)
-        return (stepping, *args[1:]), kwargs
+        # Only torch's own fused steps are known to read what a stand-in shows them; all others get scaled gradients.
+        stepping = Stepping(optimizer) if divides(optimizer) and (self._skip or self._defer is not False) else None
+        shown = args if stepping is None else (stepping, *args[1:])
+        if callable(kwargs.get("closure")):
+            return shown, {**kwargs, "closure": self._clipping(kwargs["closure"], optimizer, stepping)}
+        for place, argument in enumerate(args[1:], start=1):
+            if callable(argument):
+                wrapped = self._clipping(argument, optimizer, stepping)
+                return (*shown[:place], wrapped, *shown[place + 1 :]), kwargs
+        self._clip(optimizer, stepping)
+        return None if stepping is None else (shown, kwargs)
 
     def _before_compiled_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Under torch.compile the gradients are scaled outside of the graph, in which nothing can stand in for self."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if self._defer or self._skip or closure is not None or getattr(optimizer, "grad_scale", None) is not None:
+        closure = any(map(callable, (*args[1:], kwargs.get("closure"))))
+        if self._defer or self._skip or closure or getattr(optimizer, "grad_scale", None) is not None:
             raise RuntimeError(
                 "clip_on_step in a compiled step scales the gradients before the graph runs: no defer=True, no "
                 "on_nonfinite='skip', no closure and no GradScaler that leaves the unscaling to the step"
             )
-        self._clip(Stepping(optimizer), may_defer=False)
+        self._clip(optimizer, None)
 
-    def _clipping(self, closure: Callable[[], Any], stepping: Stepping) -> Callable[[], Any]:
+    def _clipping(
+        self, closure: Callable[[], Any], optimizer: Optimizer, stepping: Stepping | None
+    ) -> Callable[[], Any]:
         """The closure, clipping what it has made."""
 
         def clipping_closure() -> Any:
             loss = closure()
-            self._clip(stepping)
+            self._clip(optimizer, stepping)
             return loss
 
         return clipping_closure
 
-    def _clip(self, stepping: Stepping, *, may_defer: bool = True) -> None:
+    def _clip(self, optimizer: Optimizer, stepping: Stepping | None) -> None:
         """Clip the gradients as they are now, by scaling them or through what `stepping` shows to the step."""
-        optimizer = stepping.optimizer
         self._check(optimizer)
         own, rest = self._gather(optimizer)
         scale = getattr(optimizer, "grad_scale", None)  # a GradScaler's: these gradients are still too large by that
         inverse = None if scale is None else scale.double().reciprocal()
-        defer = may_defer and not own and self._defers(optimizer, rest, scaled=scale is not None)
+        defer = stepping is not None and not own and self._defers(optimizer, rest, scaled=scale is not None)
 
         parts = {i: self._part(grads, limit, inverse) for i, (grads, limit) in own.items()}
         whole = self._part(rest, self._limit, inverse, write=not defer)
-        if scale is not None:
-            stepping.grad_scale = whole.coef.reciprocal().float() if defer else None
-        elif defer and not _seen_to_be_one(whole.coef):
+        if stepping is not None and defer and (scale is not None or not _seen_to_be_one(whole.coef)):
             stepping.grad_scale = whole.coef.reciprocal().float()
-        self._prepare_skip(stepping, [part.found_inf for part in (whole, *parts.values())])
+        self._prepare_skip(optimizer, stepping, [part.found_inf for part in (whole, *parts.values())])
 
         coef = whole.coef if scale is None else whole.coef * scale.to(whole.coef.device, non_blocking=True)
         self.total_norm, self.clip_coef = whole.norm, coef.to(whole.norm.dtype)
@@ -211,28 +216,40 @@ class ClipOnStep:
         return own, gather(rest, p=self._p)
 
     def _defers(self, optimizer: Optimizer, grads: Gradients, *, scaled: bool) -> bool:
+        if grads.has_duplicates():
+            if self._defer:
+                raise ValueError(
+                    "defer=True has the optimizer divide every gradient, and two parameters share the memory of one, "
+                    "which would be divided twice; leave defer at None"
+                )
+            return False
         if self._defer is not None:
             return self._defer
         # A grad_scale in fp32 would round the coefficient of fp64 gradients.
         return divides(optimizer) and grads.dtype == torch.float32 and (scaled or grads.device.type == "cpu")
 
     def _part(self, grads: Gradients, limit: float | Tensor, inverse: Tensor | None, *, write: bool = True) -> "_Part":
-        """Clip what has one limit together; without `write`, only find out by how much."""
+        """Clip what has one limit together; without `write`, only find out by how much.
+
+        With an inverse loss scale the gradients stay as large as they are by that: the step will divide.
+        """
         p, rule, group = self._p, ClipRule(limit), self._group
-        if write:
-            exact, coef = passes.clip_(grads, p, rule, group=group, multiplier=inverse, dtype=torch.float64)
+        if write and inverse is None:
+            exact, coef = passes.clip_(grads, p, rule, group=group, dtype=torch.float64)
         else:
             exact, coef = passes.measure(grads, p, rule, group=group, multiplier=inverse)
+            if write:
+                passes.scale_(grads, norms.coefficient(exact, rule))
         found_inf = passes.found_inf(grads, p, exact, group) if self._skip else None
         return _Part(exact.to(grads.dtype), coef, found_inf)
 
-    def _prepare_skip(self, stepping: Stepping, found: list[Tensor | None]) -> None:
-        """Show the step whether to skip, in our eyes or a GradScaler's."""
-        theirs = getattr(stepping.optimizer, "found_inf", None)
-        if self._skip:
-            stepping.found_inf = any_of([flag for flag in (*found, theirs) if flag is not None])
-        if isinstance(stepping.optimizer, torch.optim.SGD) and (self._skip or theirs is not None):
-            make_momentum(stepping.optimizer)
+    def _prepare_skip(self, optimizer: Optimizer, stepping: Stepping | None, found: list[Tensor | None]) -> None:
+        """Show the step whether to skip, in our eyes or a GradScaler's (whose answer is a plain 0 without gradients)."""
+        theirs = getattr(optimizer, "found_inf", None)
+        if self._skip and stepping is not None:
+            stepping.found_inf = any_of([flag for flag in (*found, theirs) if isinstance(flag, Tensor)])
+        if isinstance(optimizer, torch.optim.SGD) and (self._skip or theirs is not None):
+            make_momentum(optimizer)
 
 
 class _Part(NamedTuple):
