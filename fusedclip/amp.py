@@ -38,8 +38,8 @@ def unscale_and_clip_grad_norm_(
         norm = clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], max_norm, norm_type)
 
     Afterwards the scaler knows that these gradients are unscaled and whether they were finite: `scaler.step(optimizer)`
-    and `scaler.update()` skip, back off and grow as after `unscale_`. (As there, torch's fused SGD with momentum is left
-    with uninitialised buffers if its very first step is skipped; `fusedclip.optim.clip_on_step` mends that.)
+    and `scaler.update()` skip, back off and grow as after `unscale_`. (As there, torch's fused SGD with momentum has
+    uninitialised buffers if its very first step is skipped; `fusedclip.optim.clip_on_step` mends that.)
 
     Args:
         scaler: any torch.amp.GradScaler. One that is disabled just clips.

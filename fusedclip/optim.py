@@ -244,7 +244,7 @@ class ClipOnStep:
         return _Part(exact.to(grads.dtype), coef, found_inf)
 
     def _prepare_skip(self, optimizer: Optimizer, stepping: Stepping | None, found: list[Tensor | None]) -> None:
-        """Show the step whether to skip, in our eyes or a GradScaler's (whose answer is a plain 0 without gradients)."""
+        """Show the step whether to skip, in our eyes or a GradScaler's, whose answer to no gradients is a plain 0."""
         theirs = getattr(optimizer, "found_inf", None)
         if self._skip and stepping is not None:
             stepping.found_inf = any_of([flag for flag in (*found, theirs) if isinstance(flag, Tensor)])

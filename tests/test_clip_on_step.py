@@ -1,5 +1,6 @@
 """clip_on_step: every optimizer and way against torch's calls, and that nothing stays behind on the optimizer."""
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -343,27 +344,117 @@ def test_removed_it_no_longer_clips() -> None:
     assert_same(ours, theirs)
 
 
-def test_what_a_step_sets_on_itself_is_set_on_the_optimizer() -> None:
+def test_a_step_that_calls_its_parents_clips_once_and_sees_itself() -> None:
     class Counting(AdamW):
         calls = 0
+        optimizer = "another one"
 
         def step(self, closure: Any = None) -> Any:
-            self.calls += 1
+            type(self).calls += 1
             self.passing = 1
             del self.passing
-            assert isinstance(self, Counting)
+            assert self.optimizer == "another one"  # wrappers of an optimizer keep it under this name
+            assert self is ours or self is theirs  # no stand-in
+            return self.really(closure)
+
+        def really(self, closure: Any) -> Any:
             return super().step(closure)
 
     pair(AdamW)  # torch hooks AdamW.step as well now: our hook runs twice in a step
     ours, theirs = pair(Counting, fused=True)
-    handle = clip_on_step(ours, 0.1, defer=True)
+    handle = clip_on_step(ours, 0.1)
+    for _ in range(2):
+        give_gradients(ours, theirs)
+        norm = nn.utils.clip_grad_norm_(held(theirs), 0.1)
+        ours.step()
+        theirs.step()
+        torch.testing.assert_close(handle.total_norm, norm)
+    assert Counting.calls == 4
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("asked", [{"defer": True}, {"on_nonfinite": "skip"}])
+def test_subclasses_of_fused_optimizers_may_do_anything_and_are_only_scaled(asked: dict[str, Any]) -> None:
+    class Own(SGD):
+        pass
+
+    ours, _ = pair(Own, fused=True)
+    with pytest.raises(ValueError, match="this Own has none"):
+        clip_on_step(ours, 0.1, **asked)
+
+
+def test_a_step_that_raised_does_not_count_as_under_way() -> None:
+    class Failing(SGD):
+        fail = True
+
+        def step(self, closure: Any = None) -> Any:
+            if self.fail:
+                raise KeyError
+            return super().step(closure)
+
+    ours, theirs = pair(Failing)
+    clip_on_step(ours, 0.1)
     give_gradients(ours, theirs)
-    norm = nn.utils.clip_grad_norm_(held(theirs), 0.1)
+    with pytest.raises(KeyError):
+        ours.step()
+    Failing.fail = theirs.fail = False
+    give_gradients(ours, theirs)
+    nn.utils.clip_grad_norm_(held(theirs), 0.1)
     ours.step()
     theirs.step()
-    assert ours.calls == 1
-    torch.testing.assert_close(handle.total_norm, norm)
     assert_same(ours, theirs)
+
+
+def test_arguments_of_a_step_that_are_no_closures_arrive() -> None:
+    seen = []
+
+    class Scaled(SGD):
+        def step(self, lr_scale: float, metrics: dict[str, int], closure: Any) -> Any:
+            seen.append((lr_scale, metrics))
+            return super().step(closure)
+
+    ours, theirs = pair(Scaled)
+    clip_on_step(ours, 0.1)
+
+    def closure() -> float:
+        give_gradients(ours, theirs)
+        return 0.0
+
+    ours.step(0.5, {"loss": 1}, closure)
+    assert seen == [(0.5, {"loss": 1})]
+    nn.utils.clip_grad_norm_(held(theirs), 0.1)
+    theirs.step(0.5, {}, None)
+    assert_same(ours, theirs)
+
+
+def test_skip_under_a_scaler_that_found_no_gradients() -> None:
+    ours, _ = pair(AdamW, fused=True)
+    clip_on_step(ours, 0.1, on_nonfinite="skip")
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    for parameter in held(ours):
+        parameter.grad = None
+    scaler.unscale_(ours)
+    with contextlib.suppress(AssertionError):  # torch's: no inf checks were recorded
+        scaler.step(ours)
+    ours.found_inf = 0  # what torch makes of no device at all
+    ours.step()
+
+
+def test_gradients_that_share_memory_are_divided_once() -> None:
+    shared = torch.tensor([3.0, 4.0])
+    weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    for weight in weights:
+        weight.grad = shared
+    ours = SGD(weights, lr=1.0, fused=True)
+    clip_on_step(ours, 1.0)
+    ours.step()
+    for weight in weights:
+        torch.testing.assert_close(weight.detach(), torch.tensor([-0.6, -0.8]), rtol=1e-5, atol=0)
+    deferring = SGD(weights, lr=1.0, fused=True)
+    clip_on_step(deferring, 1e-3, defer=True)
+    with pytest.raises(ValueError, match="share the memory"):
+        deferring.step()
 
 
 def test_state_dict_scheduler_zero_grad_and_copies() -> None:

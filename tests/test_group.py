@@ -1,19 +1,18 @@
 """group=: the norm over the ranks of a process group, two gloo processes."""
 
 import math
-import os
 import tempfile
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import fusedclip
 
 from . import oracle
 from .conftest import parameters
+from .two_ranks import on_two_ranks
 
 NORM_TYPES = [2.0, 1.0, 3.0, 0.0, math.inf, -math.inf]
 
@@ -111,15 +110,6 @@ def dtensors_are_refused(rank: int) -> None:
     assert (plain.grad == 1).all()
 
 
-def _rank_main(rank: int, scenario: Callable[[int], None], store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        scenario(rank)
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -133,8 +123,7 @@ def _rank_main(rank: int, scenario: Callable[[int], None], store: str) -> None:
     ],
 )
 def test_two_ranks(scenario: Callable[[int], None]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_rank_main, (scenario, os.path.join(folder, "store")), nprocs=2, start_method="spawn")
+    on_two_ranks(scenario)
 
 
 def test_a_group_of_one_process() -> None:
