@@ -40,6 +40,8 @@ class Stepping:
         self.optimizer.__class__ = value
 
     def __getattr__(self, name: str) -> Any:  # also for an own attribute that has not been set
+        if name == "optimizer":
+            raise AttributeError("a stand-in that is being copied has no optimizer yet")
         return getattr(self.optimizer, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
