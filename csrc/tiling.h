@@ -45,7 +45,7 @@ inline int64_t segment_at(const std::vector<int64_t>& first, int64_t position) {
 }
 
 // The first tile of share k of n: the tile that holds the byte at k/n of all bytes.
-inline int64_t share_begin(const Tiling& tiling, const std::vector<Segment>& segments, int k, int n) {
+inline int64_t share_begin(const Tiling& tiling, const std::vector<Segment>& segments, int64_t k, int64_t n) {
   const int64_t byte = tiling.bytes() / n * k;
   if (k == 0) return 0;
   if (k == n || byte >= tiling.bytes()) return tiling.tiles();

@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "shares.h"
 
 namespace fusedclip::cpu {
 namespace {
@@ -18,13 +19,19 @@ int threads_for(const Work& work, int max_threads) {
   return static_cast<int>(std::clamp<int64_t>(useful, 1, max_threads));
 }
 
+// What a thread takes at a time: little enough that none waits long for the last, enough that taking it costs nothing.
+constexpr int64_t kBytesPerShare = 256 * 1024;
+
+Shares shares_for(const Work& work, int threads) { return {work.tiling.bytes() / kBytesPerShare + 1, threads}; }
+
+// A row of tiles.
 struct Share {
   int64_t begin, end;
 };
 
-Share share_of(const Work& work, int thread, int threads) {
-  return {share_begin(work.tiling, work.segments, thread, threads),
-          share_begin(work.tiling, work.segments, thread + 1, threads)};
+Share share_of(const Work& work, const Shares& shares, int64_t k) {
+  return {share_begin(work.tiling, work.segments, k, shares.count()),
+          share_begin(work.tiling, work.segments, k + 1, shares.count())};
 }
 
 template <class Body>
@@ -38,7 +45,6 @@ void forwards(const Work& work, Share share, const Body& body) {
   }
 }
 
-// The write pass goes backwards: what the read pass saw last is still in the cache.
 template <class Body>
 void backwards(const Work& work, Share share, const Body& body) {
   const auto& first = work.tiling.first_tile;
@@ -50,16 +56,24 @@ void backwards(const Work& work, Share share, const Body& body) {
   }
 }
 
-void read_share(const Work& work, Norm norm, double p, Share share, std::vector<double>& partials) {
+void read(const Work& work, Norm norm, double p, Shares& shares, int thread, std::vector<double>& partials) {
   const Kernels& k = kernels();
-  forwards(work, share, [&](int64_t tile, const Tile& t) {
-    partials[tile] = k.lift(work.segments[t.segment].dtype, norm, p, t.data, t.count);
+  shares.each(thread, Order::kForwards, [&](int64_t share) {
+    forwards(work, share_of(work, shares, share), [&](int64_t tile, const Tile& t) {
+      partials[tile] = k.lift(work.segments[t.segment].dtype, norm, p, t.data, t.count);
+    });
   });
 }
 
-void write_share(const Work& work, const double* coefs, int64_t stride, bool zero, Share share) {
+// Writing goes backwards: what was read last is still in the cache.
+template <class Body>
+void write(const Work& work, Shares& shares, int thread, const Body& body) {
+  shares.each(thread, Order::kBackwards, [&](int64_t share) { backwards(work, share_of(work, shares, share), body); });
+}
+
+void scale_tiles(const Work& work, const double* coefs, int64_t stride, bool zero, Shares& shares, int thread) {
   const Kernels& k = kernels();
-  backwards(work, share, [&](const Tile& t) {
+  write(work, shares, thread, [&](const Tile& t) {
     const double coef = coefs[t.segment * stride];
     const DType dtype = work.segments[t.segment].dtype;
     if (coef == 1) return;
@@ -87,8 +101,9 @@ double combine_all(const Work& work, Norm norm, const std::vector<double>& parti
 
 std::vector<double> read_all(const Work& work, Norm norm, double p, int max_threads) {
   std::vector<double> partials(work.tiling.tiles());
-  in_parallel(threads_for(work, max_threads),
-              [&](int thread, int threads) { read_share(work, norm, p, share_of(work, thread, threads), partials); });
+  const int threads = threads_for(work, max_threads);
+  Shares shares = shares_for(work, threads);
+  in_parallel(threads, [&](int thread, int) { read(work, norm, p, shares, thread, partials); });
   return partials;
 }
 
@@ -109,17 +124,18 @@ Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier
   const Norm norm = norm_of(p);
   std::vector<double> partials(work.tiling.tiles());
   Clipped result{};
-  in_parallel(threads_for(work, max_threads), [&](int thread, int threads) {
-    const Share share = share_of(work, thread, threads);
-    read_share(work, norm, p, share, partials);
-    if (threads > 1) team_barrier();
+  const int threads = threads_for(work, max_threads);
+  Shares reads = shares_for(work, threads), writes = shares_for(work, threads);
+  in_parallel(threads, [&](int thread, int team) {
+    read(work, norm, p, reads, thread, partials);
+    if (team > 1) team_barrier();
     if (thread == 0) {
       const double factor = norm == Norm::kZero ? 1 : multiplier;  // a count stays what it is
       result.norm = factor * finish(norm, combine_all(work, norm, partials), p);
       result.coef = multiplier * coefficient(result.norm, rule);
     }
-    if (threads > 1) team_barrier();
-    if (result.coef != 1) write_share(work, &result.coef, 0, rule.zero_nonfinite, share);
+    if (team > 1) team_barrier();
+    if (result.coef != 1) scale_tiles(work, &result.coef, 0, rule.zero_nonfinite, writes, thread);
   });
   return result;
 }
@@ -129,17 +145,19 @@ bool scale(const Work& work, const double* coefs, int64_t stride, bool zero, int
   const size_t count = stride == 0 ? 1 : work.segments.size();
   for (size_t s = 0; s < count; ++s) any |= coefs[s] != 1;
   if (!any) return false;
-  in_parallel(threads_for(work, max_threads), [&](int thread, int threads) {
-    write_share(work, coefs, stride, zero, share_of(work, thread, threads));
-  });
+  const int threads = threads_for(work, max_threads);
+  Shares shares = shares_for(work, threads);
+  in_parallel(threads, [&](int thread, int) { scale_tiles(work, coefs, stride, zero, shares, thread); });
   return true;
 }
 
 bool clamp(const Work& work, double bound, int max_threads) {
   const Kernels& k = kernels();
   std::atomic<bool> changed{false};
-  in_parallel(threads_for(work, max_threads), [&](int thread, int threads) {
-    backwards(work, share_of(work, thread, threads), [&](const Tile& t) {
+  const int threads = threads_for(work, max_threads);
+  Shares shares = shares_for(work, threads);
+  in_parallel(threads, [&](int thread, int) {
+    write(work, shares, thread, [&](const Tile& t) {
       if (k.clamp(work.segments[t.segment].dtype, bound, t.data, t.count)) changed = true;
     });
   });
