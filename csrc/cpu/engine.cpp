@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <memory>
 
 #include "kernels.h"
 #include "parallel.h"
@@ -56,7 +57,13 @@ void backwards(const Work& work, Share share, const Body& body) {
   }
 }
 
-void read(const Work& work, Norm norm, double p, Shares& shares, int thread, std::vector<double>& partials) {
+// The lifted value of every tile. Left as the memory is: filling it would take it away from the core that wrote it
+// last and is about to write it again.
+using Partials = std::unique_ptr<double[]>;
+
+Partials partials_for(const Work& work) { return Partials(new double[work.tiling.tiles()]); }
+
+void read(const Work& work, Norm norm, double p, Shares& shares, int thread, Partials& partials) {
   const Kernels& k = kernels();
   shares.each(thread, Order::kForwards, [&](int64_t share) {
     forwards(work, share_of(work, shares, share), [&](int64_t tile, const Tile& t) {
@@ -85,22 +92,22 @@ void scale_tiles(const Work& work, const double* coefs, int64_t stride, bool zer
 }
 
 // In tile order, whoever computed the partials: the same bits for any number of threads.
-double combine_segment(const Work& work, Norm norm, const std::vector<double>& partials, int64_t s) {
+double combine_segment(const Work& work, Norm norm, const Partials& partials, int64_t s) {
   double lifted = identity(norm);
   for (int64_t tile = work.tiling.first_tile[s]; tile < work.tiling.first_tile[s + 1]; ++tile)
     lifted = combine(norm, lifted, partials[tile]);
   return lifted;
 }
 
-double combine_all(const Work& work, Norm norm, const std::vector<double>& partials) {
+double combine_all(const Work& work, Norm norm, const Partials& partials) {
   double total = identity(norm);
   for (size_t s = 0; s < work.segments.size(); ++s)
     total = combine(norm, total, of_tensor(norm, combine_segment(work, norm, partials, s)));
   return total;
 }
 
-std::vector<double> read_all(const Work& work, Norm norm, double p, int max_threads) {
-  std::vector<double> partials(work.tiling.tiles());
+Partials read_all(const Work& work, Norm norm, double p, int max_threads) {
+  Partials partials = partials_for(work);
   const int threads = threads_for(work, max_threads);
   Shares shares = shares_for(work, threads);
   in_parallel(threads, [&](int thread, int) { read(work, norm, p, shares, thread, partials); });
@@ -111,7 +118,7 @@ std::vector<double> read_all(const Work& work, Norm norm, double p, int max_thre
 
 void lift(const Work& work, double p, int max_threads, double* out) {
   const Norm norm = norm_of(p);
-  const std::vector<double> partials = read_all(work, norm, p, max_threads);
+  const Partials partials = read_all(work, norm, p, max_threads);
   for (size_t s = 0; s < work.segments.size(); ++s) out[s] = combine_segment(work, norm, partials, s);
 }
 
@@ -122,7 +129,7 @@ double norm(const Work& work, double p, int max_threads) {
 
 Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier, int max_threads) {
   const Norm norm = norm_of(p);
-  std::vector<double> partials(work.tiling.tiles());
+  Partials partials = partials_for(work);
   Clipped result{};
   const int threads = threads_for(work, max_threads);
   Shares reads = shares_for(work, threads), writes = shares_for(work, threads);
