@@ -99,6 +99,31 @@ def step(options: argparse.Namespace) -> int:
     return finish(report, options)
 
 
+def gpu(options: argparse.Namespace) -> int:
+    """Everything that has to be shown on a GPU: checks, ceilings, rows, steps; under 9 minutes on an H100."""
+    from benchmarks import plots
+    from benchmarks.gpu import command, tables
+
+    device = torch.device(options.device)
+    command.check_serves(device)
+    with tqdm(bar_format="{desc} [{elapsed}]", file=sys.stderr, dynamic_ncols=True) as bar:
+        plan = command.plan(device, options.seed, options.memory, options.quick, bar.set_description)
+        report = command.run(plan, options.out, options.without)
+    pictures = plots.draw_all(report, options.out)
+    print(f"{tables.summary(report)}\n\n{table.claims(report)}\n\n{tables.machine(report)}\n\n{table.origin(report)}")
+    print("saved", *(str(path) for path in (options.out / command.FILE, *pictures)))
+    return int(command.failed(report))
+
+
+def status(options: argparse.Namespace) -> int:
+    """Whether the newest GPU results were measured on the kernels as they are."""
+    from benchmarks.gpu import sources
+
+    found = sources.status(options.results)
+    print(sources.tell(found))
+    return int(found is None or not found.covered)
+
+
 def compare_files(options: argparse.Namespace) -> int:
     """Two results row by row."""
     print(compare.compare(Report.load(options.first), Report.load(options.second)))
@@ -201,6 +226,7 @@ def parser() -> argparse.ArgumentParser:
     tuning.set_defaults(command=tune)
     tuning.add_argument("--dtype", action="append", choices=DTYPES, default=[], help="only this one (default: all)")
     commands.add_parser("step", parents=[measuring], help=step.__doc__).set_defaults(command=step)
+    add_gpu(commands)
     add_readers(commands)
     return top
 
@@ -224,6 +250,22 @@ def add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", action="append", choices=DTYPES, default=[], help="instead of the suite's own")
     command.add_argument("--workload", action="append", choices=CATALOGUE, default=[], help="only these of the suite")
     command.add_argument("--details", action="store_true", help="every contender, not only torch foreach and fusedclip")
+
+
+def add_gpu(commands: Any) -> None:
+    from benchmarks.gpu import command, sources
+
+    whole = commands.add_parser("gpu", help=gpu.__doc__)
+    whole.set_defaults(command=gpu)
+    whole.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="for the JSON and the pictures")
+    whole.add_argument("--device", default="cuda", help="cuda, or cuda:N")
+    whole.add_argument("--seed", type=int, default=argparse.SUPPRESS)
+    whole.add_argument("--quick", action="store_true", default=argparse.SUPPRESS, help="a third of the time per row")
+    whole.add_argument("--memory", type=float, default=2.0, help="GiB of gradients; takes about five times as much")
+    whole.add_argument("--without", action="append", choices=command.STAGES, default=[], help="leave out this stage")
+    covering = commands.add_parser("status", help=status.__doc__)
+    covering.set_defaults(command=status)
+    covering.add_argument("--results", type=Path, default=sources.RESULTS, help="look for results below this folder")
 
 
 def add_readers(commands: Any) -> None:

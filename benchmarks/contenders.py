@@ -37,7 +37,7 @@ class Contender:
         """How often the gradients' bytes are moved; None where that is the implementation's own affair."""
         if self.name == f"{OURS} reference":
             return None
-        return PASSES[OURS if self.ours else self.name].get(operation)
+        return PASSES.get(OURS if self.ours else self.name, {}).get(operation)
 
 
 def gradients_of(parameters: Sequence[Parameter]) -> list[Tensor]:
@@ -58,7 +58,10 @@ def torch_contender(name: str, foreach: bool) -> Contender:
             return torch.stack(torch._foreach_norm(gradients))
         return torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
 
-    return Contender(name, _table(clip, value, norms))
+    def norm(parameters: Sequence[Parameter], limit: float) -> Tensor:
+        return torch_clip.get_total_norm(gradients_of(parameters), foreach=foreach)
+
+    return Contender(name, _table(clip, value, norms, norm))
 
 
 def torch_compiled() -> Contender:
@@ -83,10 +86,13 @@ def fusedclip_contender(engine: str) -> Contender:
     def norms(parameters: Sequence[Parameter], limit: float) -> Tensor:
         return fusedclip.get_per_tensor_norms(gradients_of(parameters))
 
+    def norm(parameters: Sequence[Parameter], limit: float) -> Tensor:
+        return fusedclip.get_total_norm(gradients_of(parameters))
+
     def context() -> AbstractContextManager[Any]:
         return fusedclip.backends.use(engine)
 
-    return Contender(f"{OURS} {engine}", _table(clip, value, norms), context)
+    return Contender(f"{OURS} {engine}", _table(clip, value, norms, norm), context)
 
 
 def line_up(device: torch.device, compiled: bool = False) -> list[Contender]:
@@ -94,6 +100,10 @@ def line_up(device: torch.device, compiled: bool = False) -> list[Contender]:
     contenders = [torch_contender(TORCH_FOREACH, foreach=True), torch_contender("torch loop", foreach=False)]
     if compiled:
         contenders.append(torch_compiled())
+    if device.type == "cuda":
+        from benchmarks.peers import peers  # it needs this module
+
+        contenders += peers()
     return [*contenders, *map(fusedclip_contender, engines_for(device))]
 
 
@@ -106,10 +116,11 @@ def engines_for(device: torch.device) -> list[str]:
     return sorted(available, key=ENGINES.index)
 
 
-def _table(clip: Call, value: Call, norms: Call) -> dict[Operation, Call]:
+def _table(clip: Call, value: Call, norms: Call, norm: Call) -> dict[Operation, Call]:
     return {
         Operation.NOT_CLIPPED: clip,
         Operation.CLIPPED: clip,
         Operation.VALUE: value,
         Operation.PER_TENSOR_NORMS: norms,
+        Operation.NORM: norm,
     }

@@ -25,7 +25,29 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": versions(),
         "commit": commit(),
+        **(gpu(device) if device.type == "cuda" else {}),
     }
+
+
+def gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "driver": driver(),
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "device_memory": properties.total_memory,
+        "cuda_runtime": torch.version.cuda,
+    }
+
+
+def driver() -> str | None:
+    """Its version as nvidia-smi tells it, None where that is not to be had."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.splitlines()[0].strip() if done.stdout.strip() else None
 
 
 def device_name(device: torch.device) -> str:

@@ -12,7 +12,7 @@ import torch
 from benchmarks import oracle, workloads
 from benchmarks.contenders import TORCH_FOREACH, Contender
 from benchmarks.floor import PREFIX, readers
-from benchmarks.gradients import Gradients
+from benchmarks.gradients import Gradients, dtypes_of
 from benchmarks.operations import Operation
 from benchmarks.results import Measurement, Row
 from benchmarks.suites import Case, Suite
@@ -39,10 +39,11 @@ class Subject:
     right: oracle.Oracle
 
     @classmethod
-    def make(cls, name: str, dtype: torch.dtype, settings: Settings) -> Subject:
-        workload = workloads.load(name, dtype.itemsize, settings.memory)
-        gradients = Gradients(workload, dtype, settings.device, settings.seed)
-        return cls(workload, gradients, oracle.Oracle.of(gradients.flat, gradients.sizes))
+    def make(cls, name: str, dtype: str, settings: Settings) -> Subject:
+        """`dtype` is a name of torch's, or "mixed"."""
+        workload = workloads.load(name, max(one.itemsize for one in dtypes_of(dtype)), settings.memory)
+        gradients = Gradients(workload, dtypes_of(dtype), settings.device, settings.seed)
+        return cls(workload, gradients, oracle.Oracle.of(gradients.flats, gradients.sizes))
 
 
 def run_suite(suite: Suite, settings: Settings, progress: Callable[[Case], object]) -> Iterator[Row]:
@@ -51,7 +52,7 @@ def run_suite(suite: Suite, settings: Settings, progress: Callable[[Case], objec
         subject = None
         for case in cases:
             progress(case)
-            subject = subject or Subject.make(name, getattr(torch, dtype), settings)
+            subject = subject or Subject.make(name, dtype, settings)
             yield measure(case, subject, settings, suite)
 
 
@@ -61,7 +62,7 @@ def measure(case: Case, subject: Subject, settings: Settings, suite: Suite) -> R
     taking_part = [one for one in settings.contenders if operation in one.calls and one.name not in suite.without]
     verdicts = {one.name: judge(one, operation, limit, subject) for one in taking_part}
     flush = flusher(settings.device, gradients.nbytes)
-    entries = readers(gradients.flat, before=flush)
+    entries = readers(gradients.memory, before=flush)
     for contender in taking_part:
         if not verdicts[contender.name].failure:
             entries.append(entry(contender, operation, limit, gradients, flush))
@@ -84,11 +85,10 @@ def judge(contender: Contender, operation: Operation, limit: float, subject: Sub
     """One call against the oracle; it also warms the contender up. Gradients have their first values afterwards."""
     gradients = subject.gradients
     gradients.restore()
-    bounds = oracle.bounds_for(contender.ours, gradients.flat.dtype, gradients.flat.numel())
     try:
         with contender.context():
             result = contender.calls[operation](gradients.parameters, limit)
-        return subject.right.judge(operation, limit, result, gradients.flattened(), bounds)
+        return subject.right.judge(operation, limit, result, gradients.now(), contender.ours)
     except Exception as problem:  # whatever a contender raises belongs into its row, the others go on
         return oracle.Verdict(float("nan"), float("nan"), f"{type(problem).__name__}: {problem}")
     finally:
@@ -118,20 +118,20 @@ def fastest_reader(samples: dict[str, Samples], nbytes: int) -> Measurement:
         result = Measurement(name)
         add_times(result, samples.pop(name), nbytes, None)
         floors.append(result)
-    return min(floors, key=lambda one: one.p50_us or 0.0)
+    return min(floors, key=lambda one: one.device_us or 0.0)
 
 
 def add_times(result: Measurement, samples: Samples, bytes_moved: int | None, floor: Measurement | None) -> None:
-    low, middle, high = quantiles_us(samples.wall)
     result.samples = len(samples.wall)
-    result.p20_us, result.p50_us, result.p80_us = low, middle, high
+    result.p20_us, result.p50_us, result.p80_us = quantiles_us(samples.wall)
     result.host_us = quantiles_us(samples.host)[1]
+    result.device_us = device_us = quantiles_us(samples.device)[1]
     if bytes_moved is not None:
         result.bytes_moved = bytes_moved
-        result.gb_per_s = bytes_moved / middle / 1e3
-    if floor is not None and floor.p50_us is not None:
-        result.floor_fraction = floor.p50_us / middle
-        result.beyond_floor_us = middle - floor.p50_us
+        result.gb_per_s = bytes_moved / device_us / 1e3
+    if floor is not None and floor.device_us is not None:
+        result.floor_fraction = floor.device_us / device_us
+        result.beyond_floor_us = device_us - floor.device_us
 
 
 def add_ratios(measurements: list[Measurement]) -> None:

@@ -15,6 +15,7 @@ class Operation(str, Enum):
     CLIPPED = "clipped"
     VALUE = "clipped by value"
     PER_TENSOR_NORMS = "per-tensor norms"
+    NORM = "norm"
 
     @property
     def writes(self) -> bool:
@@ -40,18 +41,23 @@ PASSES: dict[str, dict[Operation, int]] = {
         Operation.CLIPPED: 3,
         Operation.VALUE: 4,
         Operation.PER_TENSOR_NORMS: 1,
+        Operation.NORM: 1,
     },
     "torch loop": {
         Operation.NOT_CLIPPED: 3,
         Operation.CLIPPED: 3,
         Operation.VALUE: 2,
         Operation.PER_TENSOR_NORMS: 1,
+        Operation.NORM: 1,
     },
+    "apex": {Operation.NOT_CLIPPED: 3, Operation.CLIPPED: 3, Operation.NORM: 1},
+    "TransformerEngine": {Operation.NOT_CLIPPED: 3, Operation.CLIPPED: 3, Operation.NORM: 1},
     "torch.compile": {Operation.NOT_CLIPPED: 3, Operation.CLIPPED: 3},
     "fusedclip": {
         Operation.NOT_CLIPPED: 1,
         Operation.CLIPPED: 3,
         Operation.VALUE: 2,
         Operation.PER_TENSOR_NORMS: 1,
+        Operation.NORM: 1,
     },
 }

@@ -30,7 +30,10 @@ LOSS_SCALE = 65536.0
 
 @dataclass(frozen=True)
 class Timed:
-    """One way at one limit: quantiles of a call, and its median over that of the bare step (of torch's two calls)."""
+    """One way at one limit: quantiles of a call, and its median over that of the bare step (of torch's two calls).
+
+    The device's own times: in training the host runs ahead of it.
+    """
 
     way: str
     operation: str
@@ -56,7 +59,7 @@ def measure(device: torch.device, seconds: float, seed: int, workload: str = "gp
 class _Bench:
     def __init__(self, device: torch.device, seed: int, workload: str) -> None:
         self.device = device
-        self.gradients = Gradients(workloads.load(workload, 4), torch.float32, device, seed)
+        self.gradients = Gradients(workloads.load(workload, 4), (torch.float32,), device, seed)
         self.parameters = self.gradients.parameters
         for parameter in self.parameters:
             torch.nn.init.zeros_(parameter)
@@ -112,7 +115,7 @@ class _Bench:
 
 
 def _timed(samples: dict[str, Samples], operation: str, base: str) -> list[Timed]:
-    medians = {way: quantiles_us(one.wall) for way, one in samples.items()}
+    medians = {way: quantiles_us(one.device) for way, one in samples.items()}
     return [
         Timed(way, operation, len(samples[way].wall), *quantiles, quantiles[1] / medians[base][1])
         for way, quantiles in medians.items()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from benchmarks.operations import Operation
 
-# 512 KiB of fp64: the few of them that are in use stay in the cache. They are allocated once and written over, since
-# fresh memory costs more than the arithmetic (a gigabyte of page faults takes 4 s on some virtual machines).
-CHUNK = 1 << 16
+# On the CPU 512 KiB of fp64: the few of them that are in use stay in the cache. They are allocated once and written
+# over, since fresh memory costs more than the arithmetic (a gigabyte of page faults takes 4 s on some virtual
+# machines). On a GPU launches are what costs.
+CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}
 EXPONENT_BITS = 0x7FF << 52
 
 
@@ -54,12 +55,18 @@ def bounds_for(ours: bool, dtype: torch.dtype, elements: int) -> Bounds:
 
 
 def chunks(*flat: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    yield from zip(*(torch.split(tensor, CHUNK) for tensor in flat), strict=True)
+    yield from zip(*(torch.split(tensor, CHUNK[tensor.device.type]) for tensor in flat), strict=True)
+
+
+def scratch_for(flat: Tensor, rows: int) -> Tensor:
+    """fp64, `rows` times as many elements as the chunks of `flat` have."""
+    size = min(CHUNK[flat.device.type], flat.numel())
+    return torch.empty(rows, size, dtype=torch.float64, device=flat.device)
 
 
 def norm_of(flat: Tensor) -> float:
     """The 2-norm in fp64, chunk sums added exactly."""
-    scratch = torch.empty(min(CHUNK, flat.numel()), dtype=torch.float64, device=flat.device)
+    (scratch,) = scratch_for(flat, 1)
 
     def square_sum(part: Tensor) -> float:
         values = scratch[: part.numel()].copy_(part)
@@ -88,8 +95,8 @@ def judge_norms(got: Tensor, right: Tensor, bound: float) -> Verdict:
 
 def judge_elements(before: Tensor, after: Tensor, coefficient: float, bounds: Bounds) -> Verdict:
     """Elements must be `before * coefficient` within the bounds; the same bits where the coefficient is one."""
-    scratch = torch.empty(4, min(CHUNK, before.numel()), dtype=torch.float64, device=before.device)
-    worst, passed = [0.0], True
+    scratch = scratch_for(before, 4)
+    errors, passed = [0.0], True
     for old, new in chunks(before, after):
         right, unit, error, allowed = (row[: old.numel()] for row in scratch)
         right.copy_(old).mul_(coefficient)
@@ -97,8 +104,8 @@ def judge_elements(before: Tensor, after: Tensor, coefficient: float, bounds: Bo
         error.copy_(new).sub_(right).abs_()
         torch.mul(unit, bounds.ulp, out=allowed).add_(right.abs_(), alpha=bounds.coefficient)
         passed &= bool((error <= allowed).all())
-        worst.append(float(error.div_(unit).max()))
-    worst_ulp = float(np.max(worst))  # keeps NaN, unlike Python's
+        errors.append(float(error.div_(unit).max()))
+    worst_ulp = float(np.max(errors))  # keeps NaN, unlike Python's
     return Verdict(0.0, worst_ulp, "" if passed else f"elements off by {worst_ulp:.2f} ulp, allowed {bounds.ulp}")
 
 
@@ -109,30 +116,50 @@ def judge_same(right: Tensor, after: Tensor, what: str) -> Verdict:
 
 @dataclass(frozen=True)
 class Oracle:
-    """The right answers for one workload in one dtype, computed once and used for every operation and contender."""
+    """The right answers for one workload, computed once and used for every operation and contender.
 
-    before: Tensor
+    Of each dtype the elements stand in one flat tensor; per-tensor norms are known where there is one dtype only.
+    """
+
+    before: list[Tensor]
     sizes: list[int]
     norm: float
 
     @classmethod
-    def of(cls, before: Tensor, sizes: list[int]) -> Oracle:
-        return cls(before, sizes, norm_of(before))
+    def of(cls, before: list[Tensor], sizes: list[int]) -> Oracle:
+        return cls(before, sizes, math.hypot(*map(norm_of, before)))
 
     def judge(
-        self, operation: Operation, limit: float, result: Tensor | None, after: Tensor, bounds: Bounds
+        self, operation: Operation, limit: float, result: Tensor | None, after: list[Tensor], ours: bool
     ) -> Verdict:
         """The verdict on what one call returned and on what it made of the gradients."""
+        bounds = [bounds_for(ours, flat.dtype, flat.numel()) for flat in self.before]
+        pairs = zip(self.before, after, strict=True)
         if operation is Operation.VALUE:
-            return judge_same(self.before.clamp(-limit, limit), after, "clamped elements differ")
+            return worst(judge_same(old.clamp(-limit, limit), new, "clamped elements differ") for old, new in pairs)
         if result is None:
             return Verdict(math.nan, math.nan, "returned nothing")
-        if operation is Operation.PER_TENSOR_NORMS:
-            norms = judge_norms(result, per_tensor_norms(self.before, self.sizes), bounds.norm)
-        else:
-            norms = judge_norms(result, torch.tensor([self.norm], dtype=torch.float64), bounds.norm)
+        norms = judge_norms(result, self._norms(operation), max(one.norm for one in bounds))
         if operation is Operation.CLIPPED:
-            elements = judge_elements(self.before, after, limit / (self.norm + 1e-6), bounds)
+            coefficient = limit / (self.norm + 1e-6)
+            wider = max(one.coefficient for one in bounds)  # a norm is rounded once, for all dtypes
+            elements = worst(
+                judge_elements(old, new, coefficient, replace(own, coefficient=wider))
+                for (old, new), own in zip(pairs, bounds, strict=True)
+            )
         else:
-            elements = judge_same(self.before, after, "gradients changed although nothing is to be clipped")
+            elements = worst(judge_same(*pair, "gradients changed although nothing is to be clipped") for pair in pairs)
         return Verdict(norms.norm_error, elements.ulp_error, "; ".join(filter(None, (norms.failure, elements.failure))))
+
+    def _norms(self, operation: Operation) -> Tensor:
+        if operation is Operation.PER_TENSOR_NORMS:
+            (flat,) = self.before
+            return per_tensor_norms(flat, self.sizes)
+        return torch.tensor([self.norm], dtype=torch.float64)
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """One verdict on elements for those of all dtypes."""
+    every = list(verdicts)
+    failures = "; ".join(one.failure for one in every if one.failure)
+    return Verdict(0.0, float(np.max([one.ulp_error for one in every])), failures)  # keeps NaN, unlike Python's

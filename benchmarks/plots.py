@@ -23,7 +23,7 @@ from benchmarks.table import SHORT_DTYPE
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666",
 )  # fmt: skip
-DTYPE_COLOURS = {"float32": BLUE, "bfloat16": ORANGE, "float16": GREEN}
+DTYPE_COLOURS = {"float32": BLUE, "bfloat16": ORANGE, "float16": GREEN, "mixed": PURPLE}
 CONTENDER_COLOURS = {
     TORCH_FOREACH: VERMILION,
     "torch loop": ORANGE,
@@ -43,6 +43,7 @@ def draw_all(report: Report, folder: Path) -> list[Path]:
         "speedup": speedup,
         "host-cost": host_cost,
         "bandwidth": bandwidth,
+        "roofline": roofline,
         "training": training,
     }
     made = []
@@ -176,9 +177,46 @@ def _bandwidth_bars(axes: Axes, row: Row, top: float, labelled: bool) -> None:
     bars = (("read floor", row.floor, GREY), ("fusedclip", timed(row), BLUE))
     for offset, (name, one, colour) in enumerate((*bars, (TORCH_FOREACH, row.find(TORCH_FOREACH), VERMILION))):
         if one and one.p50_us:
-            rate = row.bytes / one.p50_us / 1e3
+            rate = row.bytes / (one.device_us or one.p50_us) / 1e3
             axes.barh(top + offset, rate, 0.85, color=colour, label=name if labelled else None)
             axes.text(rate, top + offset, f" {rate:.1f}", va="center", fontsize=8)
+
+
+def roofline(report: Report) -> bool:
+    """Gradient bytes per second over the bytes of a list, below what the memory's ceilings allow; device times.
+
+    Clipping does two operations per element: every call is below the memory's roof, so size takes the place of
+    arithmetic intensity.
+    """
+    ceilings, operations = report.gpu.get("ceilings"), (Operation.NOT_CLIPPED.value, Operation.CLIPPED.value)
+    rows = [row for row in report.rows if row.operation in operations and not is_host(row)]
+    if not ceilings or not rows:
+        return False
+    roofs = (ceilings["read"], 1 / (1 / ceilings["read"] + 2 / ceilings["copy"]))
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.4), sharex=True)
+    for axes, operation, roof, passes in zip(
+        panels, operations, roofs, ("1 N read", "1 N read, 2 N copied"), strict=True
+    ):
+        _roof_panel(axes, [row for row in rows if row.operation == operation], roof)
+        axes.set_title(f"{operation} (roof: {passes})", fontsize=10)
+    panels[0].set_ylabel("bytes of gradients / time on the device (GB/s)")
+    panels[0].legend(fontsize=8)
+    figure.suptitle(where(report), fontsize=10)
+    figure.tight_layout()
+    return True
+
+
+def _roof_panel(axes: Axes, rows: list[Row], roof: float) -> None:
+    for name in (TORCH_FOREACH, "fusedclip cuda", "fusedclip triton", "fusedclip cpu"):
+        found = [(row.bytes, one.device_us) for row in rows if (one := row.find(name)) and one.device_us]
+        if found:
+            rates = [nbytes / us / 1e3 for nbytes, us in found]
+            axes.scatter([nbytes for nbytes, _ in found], rates, s=18, color=CONTENDER_COLOURS[name], label=name)
+    axes.axhline(roof, color=GREY, linestyle="--", linewidth=1, label=f"roof: {roof:,.0f} GB/s")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("bytes of gradients")
+    axes.grid(True, which="major", alpha=0.3)
 
 
 def training(report: Report) -> bool:

@@ -25,13 +25,15 @@ class Measurement:
     p80_us: float | None = None
     host_us: float | None = None
     """Until the call returned; on the CPU the same as the wall time."""
+    device_us: float | None = None
+    """Of the device's work alone, the host running ahead; on the CPU the same as the wall time."""
     bytes_moved: int | None = None
     gb_per_s: float | None = None
     floor_fraction: float | None = None
-    """Time of reading the gradients' bytes once, over the time of the call."""
+    """Time of reading the gradients' bytes once, over the time of the call; the device's times, as GB/s are."""
     beyond_floor_us: float | None = None
     ratio_to_foreach: float | None = None
-    """torch foreach's median over this one's: above 1 is faster than torch."""
+    """torch foreach's median wall time over this one's: above 1 is faster than torch."""
 
 
 @dataclass
@@ -101,6 +103,8 @@ class Report:
     training: dict[str, Any] = field(default_factory=dict)
     steps: list[dict[str, Any]] = field(default_factory=list)
     """What clipping adds to an optimizer's step, a line per way and limit."""
+    gpu: dict[str, Any] = field(default_factory=dict)
+    """Of a GPU run: hashes of the kernels' sources, checks, ceilings; empty otherwise."""
 
     def save(self, path: Path) -> None:
         """Write the JSON; date, device and the like of the environment stand at its top level."""
@@ -109,6 +113,7 @@ class Report:
         content["rows"] = [asdict(row) for row in self.rows]
         content["training"] = self.training
         content["steps"] = self.steps
+        content["gpu"] = self.gpu
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
@@ -120,9 +125,9 @@ class Report:
         rows = [_row(row) for row in content.pop("rows")]
         claims = [Claim(**{k: v for k, v in claim.items() if k != "holds"}) for claim in content.pop("claims")]
         training, suite, seed = content.pop("training"), content.pop("suite"), content.pop("seed")
-        steps = content.pop("steps", [])
+        steps, gpu = content.pop("steps", []), content.pop("gpu", {})
         del content["schema"]
-        return cls(content, suite, seed, rows, claims, training, steps)
+        return cls(content, suite, seed, rows, claims, training, steps, gpu)
 
 
 def _row(content: dict[str, Any]) -> Row:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 
+from benchmarks.gradients import MIXED
 from benchmarks.operations import Operation
-from benchmarks.workloads import HOST_COUNTS, MODELS
+from benchmarks.workloads import HOST_COUNTS, MODELS, SMALL_LISTS
 
 FP32, BF16, FP16 = "float32", "bfloat16", "float16"
 DTYPES = (FP32, BF16, FP16)
@@ -77,6 +78,23 @@ SUITES: dict[str, Suite] = {
         seconds_per_row=6.0,
         without=SLOW,
     ),
+    "gpu": Suite(
+        (
+            *cases(["gpt2", "gpt2-xl", "llama3-8b-shard"], [FP32, BF16], [Operation.NORM, *BOTH]),
+            *cases(["moe-128-shard", "lora-8b", "resnet50", "vit-b16"], [FP32, BF16]),
+            *cases(["gpt2"], [FP16]),
+            *cases(["gpt2-xl"], [BF16], OTHER),
+            *cases([f"100x{size}" for size in SMALL_LISTS], [FP32], [Operation.CLIPPED]),
+            *cases(["2000x1024"], [FP32]),
+            *cases(["500x450000"], [MIXED], [Operation.CLIPPED]),
+            *cases(["one-1.536e9"], [BF16]),
+            *host(elements=8),
+        ),
+        seconds_per_row=1.2,
+        without=("fusedclip reference",),
+    ),
+    # torch.compile takes half a minute for each list of shapes.
+    "gpu-compile": Suite(cases(["gpt2"], [BF16]), seconds_per_row=1.2, without=SLOW),
     "host": Suite((*host(elements=8), *host(elements=256)), seconds_per_row=3.0),
     "models": Suite(cases([*MODELS, "2000x1024"], DTYPES), seconds_per_row=6.0, without=("fusedclip reference",)),
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks.contenders import TORCH_FOREACH
 from benchmarks.results import Claim, Measurement, Report, Row
 
-SHORT_DTYPE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+SHORT_DTYPE = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "mixed": "fp32 and bf16"}
 MISSING = "-"
 
 

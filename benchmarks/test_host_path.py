@@ -17,7 +17,7 @@ ROUNDS = 200
 
 @pytest.fixture(scope="module", params=["host-10x256", "host-100x256", "host-1000x256", "300x4096"])
 def subject(request: pytest.FixtureRequest) -> Subject:
-    return Subject.make(request.param, torch.float32, SETTINGS)
+    return Subject.make(request.param, "float32", SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,27 @@ class Entry:
     context: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
 
 
+@dataclass(frozen=True)
+class Times:
+    """Nanoseconds of a call: until its work was done, until it returned, and of the device's work alone."""
+
+    wall: float
+    host: float
+    device: float
+
+
 @dataclass
 class Samples:
-    """Nanoseconds of every call: until its work was done, and until it returned."""
+    """The times of every call of one entry; on the CPU all three are the same."""
 
     wall: list[float] = field(default_factory=list)
     host: list[float] = field(default_factory=list)
+    device: list[float] = field(default_factory=list)
+
+    def add(self, times: Times) -> None:
+        self.wall.append(times.wall)
+        self.host.append(times.host)
+        self.device.append(times.device)
 
 
 @dataclass(frozen=True)
@@ -55,28 +70,46 @@ class Budget:
 
 
 class Clock(Protocol):
-    """Times one call: nanoseconds until the work is done, and until the call returns."""
+    """Times one turn of an entry."""
 
-    def __call__(self, call: Callable[[], object]) -> tuple[float, float]: ...
-
-
-def cpu_clock(call: Callable[[], object]) -> tuple[float, float]:
-    start = time.perf_counter_ns()
-    call()
-    spent = time.perf_counter_ns() - start
-    return spent, spent
+    def __call__(self, entry: Entry) -> Times: ...
 
 
-def cuda_clock(call: Callable[[], object]) -> tuple[float, float]:
-    """Events on an idle stream: the wall time holds the launches' latency, as a training step sees it."""
+def cpu_clock(entry: Entry) -> Times:
+    entry.before()
+    with entry.context():
+        start = time.perf_counter_ns()
+        entry.call()
+        spent = time.perf_counter_ns() - start
+    return Times(spent, spent, spent)
+
+
+def cuda_clock(entry: Entry) -> Times:
+    """Two calls. On an idle stream: the wall time holds the launches' latency, as a program that waits sees it. Then
+    behind a stream that is kept busy until the host is through: the device's time alone, as a training step sees it,
+    whose host runs ahead.
+    """
+    wall, host = _between_events(entry)
+    return Times(wall, host, _between_events(entry, busy_for=host)[0])
+
+
+CYCLES_PER_NS = 2.5  # more than any GPU's clock: being busy for too long costs nothing but time
+HEAD_START_NS = 20_000
+
+
+def _between_events(entry: Entry, busy_for: float | None = None) -> tuple[float, float]:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    torch.cuda.synchronize()
-    begin.record()
-    start = time.perf_counter_ns()
-    call()
-    host = time.perf_counter_ns() - start
-    end.record()
-    torch.cuda.synchronize()
+    entry.before()
+    with entry.context():
+        torch.cuda.synchronize()
+        if busy_for is not None:
+            torch.cuda._sleep(int(CYCLES_PER_NS * (busy_for + HEAD_START_NS)))  # type: ignore[no-untyped-call]
+        begin.record()
+        start = time.perf_counter_ns()
+        entry.call()
+        host = time.perf_counter_ns() - start
+        end.record()
+        torch.cuda.synchronize()
     return begin.elapsed_time(end) * 1e6, host
 
 
@@ -110,19 +143,11 @@ def take_turns(
             for entry in order:
                 if budget.exhausted_by(samples[entry.name]):
                     continue
-                _sample(entry, clock, samples[entry.name])
+                samples[entry.name].add(clock(entry))
             progress()
     finally:
         gc.enable()
     return samples
-
-
-def _sample(entry: Entry, clock: Clock, samples: Samples) -> None:
-    entry.before()
-    with entry.context():
-        wall, host = clock(entry.call)
-    samples.wall.append(wall)
-    samples.host.append(host)
 
 
 def quantiles_us(nanoseconds: Sequence[float]) -> tuple[float, float, float]:

@@ -95,12 +95,12 @@ class Race:
         """Times those that have not failed, and returns the read floor of the same minutes."""
         gradients, device = self.subject.gradients, self.settings.device
         flush = flusher(device, gradients.nbytes)
-        entries = readers(gradients.flat, before=flush)
+        entries = readers(gradients.memory, before=flush)
         timed = {(c.name, o): c for c in candidates if not c.failure for o in OPERATIONS}
         entries += [self._entry(candidate, operation, flush) for (_, operation), candidate in timed.items()]
         samples = take_turns(entries, clock_for(device), Budget(self.seconds, most=self.settings.most_rounds), seed)
         for (name, operation), candidate in timed.items():
-            candidate.times[operation] = quantiles_us(samples[f"{name}: {operation.value}"].wall)[1]
+            candidate.times[operation] = quantiles_us(samples[f"{name}: {operation.value}"].device)[1]
         return fastest_reader(samples, gradients.nbytes)
 
     def _entry(self, candidate: Candidate, operation: Operation, flush: Callable[[], object]) -> Entry:
@@ -164,7 +164,7 @@ def fitting(registers: int, warp: int, *, limit: bool) -> Iterator[Tuning]:
 
 def tune(dtype: str, settings: Settings, quick: bool, known: Sequence[Tuning], progress: Callable[[], Any]) -> Result:
     device = settings.device
-    subject = Subject.make(WORKLOADS[device.type], getattr(torch, dtype), settings)
+    subject = Subject.make(WORKLOADS[device.type], dtype, settings)
     race = Race(subject, settings, SECONDS[device.type] / (3 if quick else 1))
     candidates = [Candidate(one) for one in tunings(device, known, quick=quick)]
     for candidate in candidates:

@@ -9,6 +9,7 @@ from benchmarks import shapes as models
 from benchmarks.shapes import Shapes, Stack
 
 GIB = 1 << 30
+SMALL_LISTS = (20_000, 40_000, 80_000, 120_000)  # elements per tensor; 8 to 48 MB for a hundred of them in fp32
 HOST_COUNTS = (10, 30, 100, 300, 1_000, 3_000, 10_000)
 
 
@@ -53,6 +54,9 @@ SYNTHETIC: dict[str, tuple[str, Stack]] = {
     "1000x256": ("1,000 tensors of 256", same(1_000, 256)),
     "5000x64": ("5,000 tensors of 64", same(5_000, 64)),
     "300x4096": ("300 tensors of 4,096", same(300, 4_096)),
+    **{f"100x{size}": (f"100 tensors of {size:,}", same(100, size)) for size in SMALL_LISTS},
+    "500x450000": ("500 tensors of 450,000", same(500, 450_000)),
+    "one-1.536e9": ("one tensor of 1.536e9", same(1, 1_536_000_000)),
     "one-2^24": ("one tensor of 2^24", same(1, 1 << 24)),
     "one-2^26": ("one tensor of 2^26", same(1, 1 << 26)),
     **{f"host-{count}x256": (f"{count:,} tensors of 256", same(count, 256)) for count in HOST_COUNTS},

@@ -1,0 +1,92 @@
+"""Which kernels a GPU result was measured on: the hash of each file that a kernel or its launch is made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environment import ROOT
+
+PATTERNS = (
+    "csrc/CMakeLists.txt",
+    "csrc/*.h",
+    "csrc/cuda/*",
+    "fusedclip/backends/cuda.py",
+    "fusedclip/backends/triton/*.py",
+    "fusedclip/backends/triton/tuning.json",
+)
+RESULTS = ROOT / "benchmarks" / "results"
+NEEDED = ("build", "tests")  # checks without which a result covers nothing
+
+
+def hashes(root: Path = ROOT) -> dict[str, str]:
+    """sha256 of every source file, by its path in the repository."""
+    paths = sorted({path for pattern in PATTERNS for path in root.glob(pattern) if path.is_file()})
+    return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def digest(files: dict[str, str]) -> str:
+    """One hash for all of them, names included."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Status:
+    """What became of each file since the newest result, and the checks that it lacks."""
+
+    result: Path
+    content: dict[str, Any]
+    files: dict[str, str]  # "as measured", "changed", "new" or "gone"
+    lacks: list[str]
+
+    @property
+    def covered(self) -> bool:
+        return not self.lacks and all(state == "as measured" for state in self.files.values())
+
+
+def newest(results: Path = RESULTS) -> tuple[Path, dict[str, Any]] | None:
+    """The GPU result with the latest date below this folder."""
+    found = []
+    for path in sorted(results.rglob("*.json")):
+        content = json.loads(path.read_text())
+        if isinstance(content, dict) and content.get("gpu", {}).get("sources"):
+            found.append((str(content["date"]), path, content))
+    if not found:
+        return None
+    _, path, content = max(found, key=lambda one: one[0])
+    return path, content
+
+
+def status(results: Path = RESULTS, root: Path = ROOT) -> Status | None:
+    """None if there is no GPU result at all."""
+    found = newest(results)
+    if found is None:
+        return None
+    path, content = found
+    then, now = content["gpu"]["sources"], hashes(root)
+    states = {name: _state(then.get(name), now.get(name)) for name in sorted(then.keys() | now.keys())}
+    outcomes = {check["name"]: check["outcome"] for check in content["gpu"].get("checks", [])}
+    lacks = [f"{name}: {outcomes.get(name, 'left out')}" for name in NEEDED if outcomes.get(name) != "passed"]
+    return Status(path, content, states, lacks)
+
+
+def _state(then: str | None, now: str | None) -> str:
+    if then is None:
+        return "new"
+    if now is None:
+        return "gone"
+    return "as measured" if then == now else "changed"
+
+
+def tell(found: Status | None) -> str:
+    if found is None:
+        return "There are no GPU results yet: python -m benchmarks gpu --out benchmarks/results/DEVICE makes them."
+    width = max(map(len, found.files))
+    lines = [f"{name:<{width}}  {state}" for name, state in found.files.items()]
+    lines += [f"the check {lack}" for lack in found.lacks]
+    where = f"{found.result}: {found.content['device']}, {found.content['date']}"
+    verdict = "cover the kernels as they are" if found.covered else "do NOT cover the kernels as they are"
+    return "\n".join([*lines, "", f"The newest GPU results {verdict} ({where})."])

@@ -1,0 +1,53 @@
+"""What a GPU result looks like in print, from its report alone."""
+
+from __future__ import annotations
+
+from benchmarks import table
+from benchmarks.contenders import TORCH_FOREACH
+from benchmarks.results import Measurement, Report, Row
+from benchmarks.table import MISSING, duration, markdown, short
+
+CUDA, TRITON = "fusedclip cuda", "fusedclip triton"
+
+
+def summary(report: Report) -> str:
+    """One line per row: the device's own times, then wall times, torch's foreach path beside the engines."""
+    header = ["gradients", "torch foreach", "cuda", "triton", "ratio", "of read floor"]
+    header += ["wall: torch", "cuda", "ratio", "host: torch", "cuda"]
+    return markdown(header, [_line(row) for row in report.rows])
+
+
+def _line(row: Row) -> list[str]:
+    torch_, cuda, triton = (row.find(name) or Measurement(name) for name in (TORCH_FOREACH, CUDA, TRITON))
+    return [
+        table.label(row),
+        *(_time(one, one.device_us) for one in (torch_, cuda, triton)),
+        _ratio(torch_.device_us, cuda.device_us),
+        short(cuda.floor_fraction, ".0%"),
+        *(_time(one, one.p50_us) for one in (torch_, cuda)),
+        _ratio(torch_.p50_us, cuda.p50_us),
+        *(_time(one, one.host_us) for one in (torch_, cuda)),
+    ]
+
+
+def _time(one: Measurement, us: float | None) -> str:
+    return "failed" if one.failure else duration(us)
+
+
+def _ratio(theirs: float | None, ours: float | None) -> str:
+    return f"{theirs / ours:.2f}x" if theirs and ours else MISSING
+
+
+def machine(report: Report) -> str:
+    """Ceilings, launch capacity and checks, a line each."""
+    found, lines = report.gpu, []
+    if ceilings := found.get("ceilings"):
+        read = f"read {ceilings['read']:,.0f} GB/s ({ceilings['read_by']})"
+        lines.append(f"ceilings: {read}, copy {ceilings['copy']:,.0f} GB/s ({ceilings['copy_by']})")
+    if "foreach_launch_capacity" in found:
+        capacity = found["foreach_launch_capacity"]
+        lines.append(f"torch foreach takes {capacity or 'an unknown number of'} tensors in one launch")
+    for check in found.get("checks", []):
+        last = check["told"].splitlines()[-1:] if check["outcome"] != "passed" or check["name"] == "tests" else []
+        lines.append(" ".join([f"{check['name']}: {check['outcome']} ({check['seconds']:.0f} s)", *last]))
+    return "\n".join(lines)

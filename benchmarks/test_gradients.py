@@ -1,0 +1,61 @@
+"""Gradients of mixed dtypes, and the contenders that take one dtype at a time."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import peers
+from benchmarks.contenders import TORCH_FOREACH, fusedclip_contender, torch_contender
+from benchmarks.gradients import Gradients, dtypes_of
+from benchmarks.measure import Settings, run_suite
+from benchmarks.operations import Operation
+from benchmarks.suites import Case, Suite
+from benchmarks.workloads import Workload
+
+CPU = torch.device("cpu")
+
+
+def fake_kernels(scales: list[str]) -> Any:
+    """The peers' two kernels in plain torch; like theirs, they take one dtype at a time."""
+
+    def l2norm(chunk: int, flag: torch.Tensor, lists: list[list[torch.Tensor]], each: bool) -> tuple[torch.Tensor, Any]:
+        (grads,) = lists
+        assert len({grad.dtype for grad in grads}) == 1
+        return torch.cat([grad.double().flatten() for grad in grads]).norm().float().reshape(1), None
+
+    def scale(chunk: int, flag: torch.Tensor, lists: list[list[torch.Tensor]], factor: Any) -> None:
+        for source, target in zip(*lists, strict=True):
+            target.copy_(source.double() * float(factor))
+
+    return SimpleNamespace(multi_tensor_l2norm=l2norm, **dict.fromkeys(scales, scale))
+
+
+@pytest.mark.parametrize("scales", [["multi_tensor_scale"], ["multi_tensor_scale", "multi_tensor_scale_tensor"]])
+@pytest.mark.parametrize("dtype", ["float32", "mixed"])
+def test_peers_are_called_as_their_libraries_call_them(scales: list[str], dtype: str) -> None:
+    contender = peers.multi_tensor("apex", fake_kernels(scales=scales))
+    cases = tuple(Case("host-10x256", dtype, operation) for operation in contender.calls)
+    for row in run_suite(Suite(cases, 0.01), Settings(CPU, [contender]), lambda case: None):
+        assert not row.contenders[0].failure
+
+
+def test_mixed_gradients_take_turns_and_are_judged() -> None:
+    workload = Workload("x", "x", [(3,), (2, 2), (5,)], None)
+    gradients = Gradients(workload, dtypes_of("mixed"), CPU, seed=0)
+    assert [tensor.dtype for tensor in gradients.tensors] == [torch.float32, torch.bfloat16, torch.float32]
+    assert gradients.nbytes == 8 * 4 + 4 * 2
+    for now, flat in zip(gradients.now(), gradients.flats, strict=True):
+        assert torch.equal(now, flat)
+    gradients.tensors[1].zero_()
+    assert torch.equal(gradients.now()[1], torch.zeros(4, dtype=torch.bfloat16))
+    gradients.restore()
+    assert torch.equal(gradients.now()[1], gradients.flats[1])
+    cases = tuple(Case("host-10x256", "mixed", one) for one in (Operation.CLIPPED, Operation.NORM, Operation.VALUE))
+    contenders = [torch_contender(TORCH_FOREACH, foreach=True), fusedclip_contender("cpu")]
+    for row in run_suite(Suite(cases, 0.01), Settings(CPU, contenders), lambda case: None):
+        assert row.bytes == 10 * 256 * 3
+        assert [one.failure for one in row.contenders] == ["", ""]
