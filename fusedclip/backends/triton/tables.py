@@ -68,8 +68,8 @@ class Table:
         """Make the table describe the tensors at these addresses. Returns the host memory of the copy, if any."""
         if addresses == self.addresses:
             return None
-        # While a graph is recorded there may be no pinned memory to be had (pytorch#146924). A copy from ordinary memory
-        # can be recorded as long as nobody waits for it (pytorch#166765); every replay makes it anew.
+        # While a graph is recorded there may be no pinned memory to be had (pytorch#146924). A copy from ordinary
+        # memory can be recorded as long as nobody waits for it (pytorch#166765); every replay makes it anew.
         pinned = self.device.type != "cpu" and not is_capturing(self.device)
         host = _integers(addresses)
         if not self.addresses:
