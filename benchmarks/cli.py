@@ -101,18 +101,28 @@ def step(options: argparse.Namespace) -> int:
 
 def gpu(options: argparse.Namespace) -> int:
     """Everything that has to be shown on a GPU: checks, ceilings, rows, steps; under 9 minutes on an H100."""
-    from benchmarks import plots
     from benchmarks.gpu import command, tables
 
     device = torch.device(options.device)
     command.check_serves(device)
+    stages = [name for name in options.only or command.STAGES if name not in options.without]
     with tqdm(bar_format="{desc} [{elapsed}]", file=sys.stderr, dynamic_ncols=True) as bar:
         plan = command.plan(device, options.seed, options.memory, options.quick, bar.set_description)
-        report = command.run(plan, options.out, options.without)
-    pictures = plots.draw_all(report, options.out)
+        report = command.run_all(plan, options.out, options.minutes, stages)
     print(f"{tables.summary(report)}\n\n{table.claims(report)}\n\n{tables.machine(report)}\n\n{table.origin(report)}")
-    print("saved", *(str(path) for path in (options.out / command.FILE, *pictures)))
+    print(f"saved {options.out / command.FILE}")
+    draw(report, options.out)
     return int(command.failed(report))
+
+
+def draw(report: Report, folder: Path) -> None:
+    """The pictures, if there is something to draw them with."""
+    try:
+        from benchmarks import plots
+    except ImportError as missing:
+        print(f"no pictures: {missing}; python -m benchmarks plot makes them where matplotlib is installed")
+    else:
+        print(*plots.draw_all(report, folder), sep="\n")
 
 
 def status(options: argparse.Namespace) -> int:
@@ -262,6 +272,8 @@ def add_gpu(commands: Any) -> None:
     whole.add_argument("--seed", type=int, default=argparse.SUPPRESS)
     whole.add_argument("--quick", action="store_true", default=argparse.SUPPRESS, help="a third of the time per row")
     whole.add_argument("--memory", type=float, default=2.0, help="GiB of gradients; takes about five times as much")
+    whole.add_argument("--minutes", type=float, default=9.0, help="begin nothing after them, and end what hangs")
+    whole.add_argument("--only", action="append", choices=command.STAGES, default=[], help="this stage")
     whole.add_argument("--without", action="append", choices=command.STAGES, default=[], help="leave out this stage")
     covering = commands.add_parser("status", help=status.__doc__)
     covering.set_defaults(command=status)

@@ -42,6 +42,7 @@ class Timed:
     p50_us: float
     p80_us: float
     ratio: float
+    nbytes: int
 
 
 def measure(device: torch.device, seconds: float, seed: int, workload: str = "gpt2") -> list[Timed]:
@@ -52,7 +53,8 @@ def measure(device: torch.device, seconds: float, seed: int, workload: str = "gp
         limit = factor * bench.norm
         steps = take_turns(bench.steps(limit), clock_for(device), Budget(seconds), seed)
         unscales = take_turns(bench.unscales(limit), clock_for(device), Budget(seconds / 2), seed)
-        found += _timed(steps, operation, STEP) + _timed(unscales, operation, UNSCALE_TORCH)
+        nbytes = bench.gradients.nbytes
+        found += _timed(steps, operation, STEP, nbytes) + _timed(unscales, operation, UNSCALE_TORCH, nbytes)
     return found
 
 
@@ -114,10 +116,10 @@ class _Bench:
         return [Entry(UNSCALE_TORCH, torchs, before), Entry(UNSCALE_OURS, ours, before)]
 
 
-def _timed(samples: dict[str, Samples], operation: str, base: str) -> list[Timed]:
+def _timed(samples: dict[str, Samples], operation: str, base: str, nbytes: int) -> list[Timed]:
     medians = {way: quantiles_us(one.device) for way, one in samples.items()}
     return [
-        Timed(way, operation, len(samples[way].wall), *quantiles, quantiles[1] / medians[base][1])
+        Timed(way, operation, len(samples[way].wall), *quantiles, quantiles[1] / medians[base][1], nbytes)
         for way, quantiles in medians.items()
     ]
 

@@ -115,7 +115,9 @@ class Report:
         content["steps"] = self.steps
         content["gpu"] = self.gpu
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+        half = path.with_suffix(".part")  # whoever is cut off while writing leaves the file of before
+        half.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+        half.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Report:
@@ -123,11 +125,17 @@ class Report:
         if content.get("schema") != SCHEMA:
             raise ValueError(f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA}")
         rows = [_row(row) for row in content.pop("rows")]
-        claims = [Claim(**{k: v for k, v in claim.items() if k != "holds"}) for claim in content.pop("claims")]
+        claims = [_claim(claim) for claim in content.pop("claims")]
         training, suite, seed = content.pop("training"), content.pop("suite"), content.pop("seed")
         steps, gpu = content.pop("steps", []), content.pop("gpu", {})
         del content["schema"]
         return cls(content, suite, seed, rows, claims, training, steps, gpu)
+
+
+def _claim(content: dict[str, Any]) -> Claim:
+    """A value that JSON could not hold comes back as NaN, which holds nothing."""
+    value = content["value"]
+    return Claim(**{k: v for k, v in content.items() if k != "holds"} | {"value": math.nan if value is None else value})
 
 
 def _row(content: dict[str, Any]) -> Row:

@@ -99,6 +99,7 @@ HEAD_START_NS = 20_000
 
 def _between_events(entry: Entry, busy_for: float | None = None) -> tuple[float, float]:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    end.record()  # an event is created when it is first recorded: not between the two
     entry.before()
     with entry.context():
         torch.cuda.synchronize()

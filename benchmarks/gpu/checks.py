@@ -1,14 +1,17 @@
-"""Checks that run in a process of their own, with a limit of time; what they print last is kept."""
+"""Checks that run in processes of their own, with a limit of time. What they print goes to a file; its end is kept."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +20,16 @@ import torch
 from benchmarks.environment import ROOT
 
 LINES_KEPT = 25
-TESTS_SECONDS, SANITIZER_SECONDS = 210.0, 60.0
 EXAMPLES = "50"  # per property test: the Triton engine compiles kernels for new kinds of lists as it meets them
-SANITIZERS = {"memcheck": ("--report-api-errors", "no"), "racecheck": (), "initcheck": ()}
+SCRIPT = (sys.executable, "-m", "tests.sanitizer_script")
+# The tools of compute-sanitizer, and what each prints if it has looked and found nothing.
+SANITIZERS = {
+    "memcheck": "ERROR SUMMARY: 0 errors",
+    "racecheck": "RACECHECK SUMMARY: 0 hazards displayed",
+    "initcheck": "ERROR SUMMARY: 0 errors",
+}
+# torch asks the driver things that it may refuse; loading torch can take longer than the default 10 s.
+SANITIZER_OPTIONS = ("--report-api-errors", "no", "--launch-timeout", "60", "--error-exitcode", "1")
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,17 @@ class Check:
         return self.outcome in ("failed", "timed out")
 
 
+@dataclass(frozen=True)
+class Task:
+    """A check to be run: its command, variables, longest time, and a text without which it has not passed."""
+
+    name: str
+    command: Sequence[str]
+    seconds: float
+    variables: Mapping[str, str]
+    proof: str = ""
+
+
 def build(device: torch.device) -> Check:
     """The compiled engine for this device is there and serves it."""
     from fusedclip import backends
@@ -45,44 +66,62 @@ def build(device: torch.device) -> Check:
     return Check("build", "passed" if "preferred on" in home else "failed", told=explained)
 
 
-def tests() -> Check:
+def smoke() -> Task:
+    """Every kernel a few times, before anything is measured in the process that keeps the results."""
+    return Task("smoke", SCRIPT, 60.0, {})
+
+
+def tests() -> Task:
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
     if importlib.util.find_spec("xdist"):
-        command += ["-n", str(min(8, os.cpu_count() or 1))]
-    return run("tests", command, TESTS_SECONDS, {"FUSEDCLIP_EXAMPLES": EXAMPLES})
+        command += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
+    if importlib.util.find_spec("pytest_timeout"):
+        command += ["--timeout", "60", "--timeout-method", "thread"]  # one that hangs names itself
+    return Task("tests", command, 210.0, {"FUSEDCLIP_EXAMPLES": EXAMPLES, "OMP_NUM_THREADS": "2"})
 
 
-def sanitizers() -> Iterator[Check]:
+def sanitizers() -> list[Task | Check]:
     """compute-sanitizer over a few calls of everything, once per tool."""
     program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-    for tool, options in SANITIZERS.items():
-        name = f"compute-sanitizer {tool}"
-        if program is None:
-            yield Check(name, "left out", told="compute-sanitizer is not installed")
-            continue
-        command = [program, "--tool", tool, *options, "--error-exitcode", "1"]
-        command += [sys.executable, "-m", "tests.sanitizer_script"]
-        yield run(name, command, SANITIZER_SECONDS, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    if program is None:
+        return [Check("compute-sanitizer", "left out", told="compute-sanitizer is not installed")]
+    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    command = {tool: [program, "--tool", tool, *SANITIZER_OPTIONS, *SCRIPT] for tool in SANITIZERS}
+    return [
+        Task(f"compute-sanitizer {tool}", command[tool], 90.0, variables, proof) for tool, proof in SANITIZERS.items()
+    ]
 
 
-def run(name: str, command: Sequence[str], seconds: float, variables: Mapping[str, str], where: Path = ROOT) -> Check:
+def run(task: Task, logs: Path, most_seconds: float = float("inf"), where: Path = ROOT) -> Check:
     """Run it in `where`; its whole process group ends with it, or when the seconds are over."""
+    seconds = min(task.seconds, most_seconds)
+    if seconds <= 0:
+        return Check(task.name, "left out", told="no time was left for it")
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"{re.sub('[^a-z]+', '-', task.name)}.log"
     start = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        cwd=where,
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        printed, _ = process.communicate(timeout=seconds)
-        outcome = "failed" if process.returncode else "passed"
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        printed, _ = process.communicate()
-        outcome = "timed out"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            task.command,
+            cwd=where,
+            env=os.environ | task.variables,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        outcome = _outcome(process, seconds)
+    printed = log.read_text(errors="replace")
+    if outcome == "passed" and task.proof not in printed:
+        outcome = "failed"
     told = "\n".join(printed.splitlines()[-LINES_KEPT:])
-    return Check(name, outcome, round(time.perf_counter() - start, 1), told)
+    return Check(task.name, outcome, round(time.perf_counter() - start, 1), told)
+
+
+def _outcome(process: subprocess.Popen[bytes], seconds: float) -> str:
+    try:
+        return "failed" if process.wait(seconds) else "passed"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):  # stuck in the driver: it is left behind
+            process.wait(20)
+        return "timed out"

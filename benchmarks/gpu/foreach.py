@@ -4,6 +4,7 @@ older CUDA versions, up to 32 KB since CUDA 12.1.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 
 import torch
@@ -12,17 +13,18 @@ MOST = 4096
 
 
 def launch_capacity(device: torch.device) -> int | None:
-    """The most tensors of eight elements that `torch._foreach_mul_` multiplies in one kernel; None if it is beyond
-    MOST, or if the profiler sees no kernels.
-    """
+    """The most tensors of eight elements that `torch._foreach_mul_` multiplies in one kernel; None if beyond MOST."""
     tensors = [torch.ones(8, device=device) for _ in range(MOST)]
     torch._foreach_mul_(tensors, 1.0)
-    return most_in_one(lambda count: kernels(lambda: torch._foreach_mul_(tensors[:count], 1.0)))
+    torch.cuda.synchronize()
+    return most_in_one(lambda count: launches(lambda: torch._foreach_mul_(tensors[:count], 1.0)))
 
 
 def most_in_one(launches: Callable[[int], int]) -> int | None:
     """The largest count up to MOST for which `launches` is 1."""
-    if launches(1) != 1 or launches(MOST) == 1:
+    if (alone := launches(1)) != 1:
+        raise RuntimeError(f"one tensor took {alone} launches")
+    if launches(MOST) == 1:
         return None
     one, more = 1, MOST
     while more - one > 1:
@@ -31,9 +33,14 @@ def most_in_one(launches: Callable[[int], int]) -> int | None:
     return one
 
 
-def kernels(call: Callable[[], object]) -> int:
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
+def launches(call: Callable[[], object]) -> int:
+    """Nodes of the graph that records the call: a profiler can lose launches, and slows what is measured after it."""
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
         call()
-        torch.cuda.synchronize()
-    return sum(event.count for event in profile.key_averages() if event.device_type.name == "CUDA")
+    nodes = ctypes.c_size_t()
+    driver = ctypes.CDLL("libcuda.so.1")
+    error = driver.cuGraphGetNodes(ctypes.c_void_p(graph.raw_cuda_graph()), None, ctypes.byref(nodes))
+    if error:
+        raise RuntimeError(f"cuGraphGetNodes: error {error}")
+    return nodes.value

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from benchmarks import table
 from benchmarks.contenders import TORCH_FOREACH
+from benchmarks.gpu.claims import CUDA, TRITON, missing
 from benchmarks.results import Measurement, Report, Row
 from benchmarks.table import MISSING, duration, markdown, short
-
-CUDA, TRITON = "fusedclip cuda", "fusedclip triton"
 
 
 def summary(report: Report) -> str:
@@ -50,4 +49,5 @@ def machine(report: Report) -> str:
     for check in found.get("checks", []):
         last = check["told"].splitlines()[-1:] if check["outcome"] != "passed" or check["name"] == "tests" else []
         lines.append(" ".join([f"{check['name']}: {check['outcome']} ({check['seconds']:.0f} s)", *last]))
+    lines += [f"promised, and not measured: {name}" for name in missing(report)]
     return "\n".join(lines)

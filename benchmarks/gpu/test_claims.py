@@ -67,7 +67,11 @@ def made_up_report(ours: Callable[[Row], float], failure: str = "") -> Report:
         report.rows.append(row)
     ways = {STEP: 1.0, TORCH: 1.5, DROP_IN: 1.15, SCALES: 1.16, DEFERS: 1.14, CHOOSES: 1.15}
     ways |= {UNSCALE_TORCH: 1.0, UNSCALE_OURS: 0.5}
-    report.steps = [{"way": way, "operation": limit, "ratio": ratio} for way, ratio in ways.items() for limit in LIMITS]
+    report.steps = [
+        {"way": way, "operation": limit, "ratio": ratio, "nbytes": 10**9}
+        for way, ratio in ways.items()
+        for limit in LIMITS
+    ]
     report.gpu |= {"ceilings": CEILINGS, "foreach_launch_capacity": 110}
     return report
 
@@ -93,8 +97,8 @@ def test_every_promise_is_a_claim() -> None:
         *("norm pass, >= 1 GB, float32, fusedclip cuda", "norm pass, >= 1 GB, bfloat16, fusedclip cuda"),
         *("norm pass, >= 1 GB, float32, fusedclip triton", "norm pass, >= 1 GB, bfloat16, fusedclip triton"),
         *("not clipped, >= 1 GB", "N / read ceiling + 2 N / copy ceiling", "8 to 48 MB", "2,000 tensors of 4 KB"),
-        *("unscale + clip, >= 1 GB", "500 tensors of 450,000", "one tensor of 1.536e9, bfloat16, clipped"),
-        *("one tensor of 1.536e9, bfloat16, not clipped", "host time of a call", "(clip + fused AdamW) / AdamW"),
+        *("unscale + clip, >= 1 GB", "500x450000 mixed clipped", "one-1.536e9 bfloat16 clipped"),
+        *("one-1.536e9 bfloat16 not clipped", "host time of a call", "(clip + fused AdamW) / AdamW"),
     ):
         assert part in names
     assert len(found) == 15
@@ -108,7 +112,7 @@ def test_claims_compute_what_they_say() -> None:
     assert next(c for n, c in found.items() if n.startswith("not clipped")).value == pytest.approx(10.0)
     assert next(c for n, c in found.items() if n.startswith("(clip")).value == pytest.approx(1.14)
     assert next(c for n, c in found.items() if n.startswith("unscale")).value == pytest.approx(2.0)
-    mixed = next(c for n, c in found.items() if n.startswith("500 tensors"))
+    mixed = next(c for n, c in found.items() if n.startswith("500x450000"))
     assert mixed.value == pytest.approx(225e6 * 3 * (1 / 3000 + 2 / 2800) / 1e6)
     assert mixed.holds
     assert "3.93 ms" in mixed.note
@@ -132,17 +136,38 @@ def test_a_sum_that_reads_faster_than_the_ceiling_takes_its_place() -> None:
     assert found["norm pass, >= 1 GB, float32, fusedclip cuda"].value == pytest.approx(0.5)
 
 
-def test_wrong_answers_fail_their_claims() -> None:
+def test_wrong_answers_fail_their_claims(tmp_path: Path) -> None:
     report = made_up_report(at_the_ceiling, failure="norm off")
-    ours = [claim for claim in claims.claims(report) if claim.name.endswith(CUDA)]
-    assert ours
-    assert not any(claim.holds for claim in ours)
-    assert all("norm off" in claim.note or "published" in claim.note for claim in ours)
+    report.claims = claims.claims(report)
+    report.save(tmp_path / "x.json")
+    for found in (report.claims, Report.load(tmp_path / "x.json").claims):
+        ours = [claim for claim in found if claim.name.endswith(CUDA)]
+        assert len(ours) == 11
+        assert not any(claim.holds for claim in ours)
+        assert all("norm off" in claim.note for claim in ours)
+        assert "NO" in table.claims(report)
     assert command.failed(report)
 
 
-def test_nothing_measured_claims_nothing() -> None:
+def test_nothing_measured_claims_nothing_and_says_what_is_missing() -> None:
     assert claims.claims(empty_report()) == []
+    assert len(claims.missing(empty_report())) == 15
+    whole = made_up_report(at_the_ceiling)
+    whole.claims = claims.claims(whole)
+    assert claims.missing(whole) == []
+    whole.gpu.pop("ceilings")
+    whole.steps = [step | {"nbytes": 1000} for step in whole.steps]
+    whole.claims = claims.claims(whole)
+    assert len(claims.missing(whole)) == 7
+
+
+def test_torch_failing_is_told() -> None:
+    report = made_up_report(at_the_ceiling)
+    for row in report.rows:
+        row.contenders[0] = Measurement(TORCH_FOREACH, failure="torch is off")
+    (claim,) = [claim for claim in claims.claims(report) if claim.name.startswith("8 to 48 MB")]
+    assert not claim.holds
+    assert "torch is off" in claim.note
 
 
 def test_pictures_and_tables_of_a_whole_run(tmp_path: Path) -> None:

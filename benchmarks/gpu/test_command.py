@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import cli, optimizer_step
-from benchmarks.contenders import TORCH_FOREACH, torch_contender
+from benchmarks.contenders import TORCH_FOREACH, fusedclip_contender, torch_contender
 from benchmarks.gpu import ceilings, checks, command, foreach, sources, tables
-from benchmarks.gpu.checks import Check
+from benchmarks.gpu.checks import Check, Task
+from benchmarks.measure import Settings, Subject
 from benchmarks.operations import Operation
 from benchmarks.results import Report
 from benchmarks.suites import Case, Suite
@@ -23,36 +25,42 @@ CPU = torch.device("cpu")
 
 def small_plan(told: Callable[[str], object] = lambda what: None) -> command.Plan:
     suite = Suite((Case("host-10x8", "float32", Operation.NOT_CLIPPED),), seconds_per_row=0.02)
-    return command.Plan(CPU, suite, suite, 0, 1 << 20, 100.0, told)
+    everyone = Suite((Case("host-10x256", "mixed", Operation.CLIPPED),), seconds_per_row=0.02)
+    return command.Plan(CPU, suite, everyone, 0, 1 << 20, 100.0, told)
 
 
 @pytest.fixture
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What only a GPU can do is left out, and everything is short."""
-    measure = ceilings.measure
+    measure, nothing = ceilings.measure, [sys.executable, "-c", ""]
     monkeypatch.setattr(ceilings, "measure", lambda device, seconds, seed: measure(device, 0.01, seed, 1 << 16))
     monkeypatch.setattr(foreach, "launch_capacity", lambda device: 110)
-    monkeypatch.setattr(checks, "tests", lambda: checks.run("tests", [sys.executable, "-c", ""], 60, {}))
-    monkeypatch.setattr(checks, "sanitizers", lambda: iter([Check("compute-sanitizer memcheck", "left out")]))
+    monkeypatch.setattr(checks, "smoke", lambda: Task("smoke", nothing, 60.0, {}))
+    monkeypatch.setattr(checks, "tests", lambda: Task("tests", nothing, 60.0, {}))
+    monkeypatch.setattr(checks, "sanitizers", lambda: [Check("compute-sanitizer", "left out")])
     monkeypatch.setattr(optimizer_step, "measure", lambda device, seconds, seed, workload: [])
-    monkeypatch.setattr(command, "line_up", lambda device, compiled: [torch_contender(TORCH_FOREACH, foreach=True)])
+    contenders = [torch_contender(TORCH_FOREACH, foreach=True), fusedclip_contender("cpu")]
+    monkeypatch.setattr(command, "line_up", lambda device, compiled: contenders)
 
 
 @pytest.mark.usefixtures("on_the_cpu")
 def test_all_stages_into_one_file(tmp_path: Path) -> None:
     heard: list[str] = []
-    report = command.run(small_plan(heard.append), tmp_path)
+    report = command.run_all(small_plan(heard.append), tmp_path, minutes=5)
     again = Report.load(tmp_path / command.FILE)
     assert again == report
-    assert [name for name in heard if name in command.STAGES] == list(command.STAGES)
-    assert [check["outcome"] for check in again.gpu["checks"]] == ["passed", "passed", "left out"]
+    assert list(dict.fromkeys(name for name in heard if name in command.STAGES)) == list(command.STAGES)
+    outcomes = {check["name"]: check["outcome"] for check in again.gpu["checks"]}
+    passed = dict.fromkeys(("build", "smoke", "tests"), "passed")
+    assert outcomes == passed | {"compute-sanitizer": "left out"}
     assert again.gpu["ceilings"]["read"] > 0 < again.gpu["ceilings"]["copy"]
     assert again.gpu["sources"] == sources.hashes()
-    assert len(again.rows) == len(again.gpu["compiled"]) == 1
+    assert [row.workload for row in again.rows] == ["host-10x8", "host-10x256"]
     assert not command.failed(again)
     content = json.loads((tmp_path / command.FILE).read_text())
     assert {"date", "device", "claims", "rows", "versions", "commit"} <= content.keys()
     assert "110 tensors in one launch" in tables.machine(again)
+    assert "promised, and not measured: norm pass" in tables.machine(again)
 
 
 @pytest.mark.usefixtures("on_the_cpu")
@@ -61,12 +69,51 @@ def test_a_stage_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(ceilings, "measure", broken)
-    report = command.run(small_plan(), tmp_path, without=["steps"])
-    assert {"name": "ceilings", "outcome": "failed", "seconds": 0.0, "told": "RuntimeError: out of memory"} in (
-        report.gpu["checks"]
-    )
+    report = command.run_all(small_plan(), tmp_path, 5, ["ceilings", "rows"])
+    (check,) = report.gpu["checks"]
+    assert (check["name"], check["outcome"]) == ("ceilings", "failed")
+    assert "RuntimeError: out of memory" in check["told"]
+    assert "broken" in check["told"]  # where it happened
     assert len(report.rows) == 1
     assert command.failed(report)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_rows_are_on_disk_before_the_next_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = tuple(Case(name, "float32", Operation.CLIPPED) for name in ("host-10x8", "host-30x8", "host-100x8"))
+    plan = replace(small_plan(), suite=Suite(cases, 0.02))
+    make = Subject.make
+
+    def fails_once(name: str, dtype: str, settings: Settings) -> Subject:
+        if name == "host-30x8":
+            on_disk = Report.load(tmp_path / command.FILE)
+            assert [row.workload for row in on_disk.rows] == ["host-10x8"]
+            raise RuntimeError("out of memory")
+        return make(name, dtype, settings)
+
+    monkeypatch.setattr(Subject, "make", fails_once)
+    report = command.run_all(plan, tmp_path, 5, ["rows"])
+    assert [row.workload for row in report.rows] == ["host-10x8", "host-100x8"]
+    (check,) = report.gpu["checks"]
+    assert check["name"].startswith("host-30x8")
+    assert "out of memory" in check["told"]
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_an_engine_that_fails_its_smoke_test_takes_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "smoke", lambda: Task("smoke", [sys.executable, "-c", "raise SystemExit(1)"], 60.0, {}))
+    contenders = [torch_contender(TORCH_FOREACH, foreach=True), torch_contender("fusedclip cuda", foreach=True)]
+    monkeypatch.setattr(command, "line_up", lambda device, compiled: contenders)
+    report = command.run_all(small_plan(), tmp_path, 5, ["smoke", "rows"])
+    assert [one.contender for one in report.rows[0].contenders] == [TORCH_FOREACH]
+    assert command.failed(report)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_nothing_is_begun_when_time_is_up(tmp_path: Path) -> None:
+    report = command.run_all(small_plan(), tmp_path, 0, ["rows", "tests"])
+    assert [check["outcome"] for check in report.gpu["checks"]] == ["left out", "left out"]
+    assert not report.rows
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

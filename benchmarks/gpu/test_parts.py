@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,20 +19,45 @@ import torch
 from benchmarks import timing
 from benchmarks.environment import ROOT
 from benchmarks.gpu import checks, foreach
-from benchmarks.gpu.checks import Check
+from benchmarks.gpu.checks import Check, Task
 
 
-def test_a_check_tells_how_it_ended() -> None:
-    def python(code: str, seconds: float = 60.0) -> Check:
-        return checks.run("x", [sys.executable, "-c", code], seconds, {"FUSEDCLIP_TEST": "heard"})
+def python(code: str, logs: Path, seconds: float = 60.0, proof: str = "", most: float = math.inf) -> Check:
+    task = Task("a check", [sys.executable, "-c", code], seconds, {"FUSEDCLIP_TEST": "heard"}, proof)
+    return checks.run(task, logs, most)
 
-    assert python("import os; print(os.environ['FUSEDCLIP_TEST'])").told == "heard"
-    failed = python("import sys; print('why'); sys.exit(3)")
+
+def test_a_check_tells_how_it_ended(tmp_path: Path) -> None:
+    assert python("import os; print(os.environ['FUSEDCLIP_TEST'])", tmp_path).told == "heard"
+    failed = python("import sys; print('why'); sys.exit(3)", tmp_path)
     assert (failed.outcome, failed.told) == ("failed", "why")
+    assert python("import os; os.write(1, bytes([255, 10]) * 100)", tmp_path).told.count("\n") == checks.LINES_KEPT - 1
+    assert (tmp_path / "a-check.log").read_bytes() == bytes([255, 10]) * 100
+
+
+def test_a_check_that_does_not_end_is_ended(tmp_path: Path) -> None:
     start = time.perf_counter()
     child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    assert python(child, seconds=1.0).outcome == "timed out"
-    assert time.perf_counter() - start < 30  # the child held the pipe open: it went as well
+    assert python(child, tmp_path, seconds=1.0).outcome == "timed out"
+    assert python(child, tmp_path, most=1.0).outcome == "timed out"
+    assert time.perf_counter() - start < 30
+    assert python("", tmp_path, most=-1.0).outcome == "left out"
+
+
+def test_a_check_that_has_not_looked_has_not_passed(tmp_path: Path) -> None:
+    assert python("print('ERROR SUMMARY: 0 errors')", tmp_path, proof="SUMMARY: 0 errors").outcome == "passed"
+    assert python("print('no process found')", tmp_path, proof="SUMMARY: 0 errors").outcome == "failed"
+
+
+def test_every_sanitizer_needs_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name, path="": "/bin/compute-sanitizer")
+    tasks = checks.sanitizers()
+    assert len(tasks) == 3
+    assert all(isinstance(task, Task) and "SUMMARY: 0 " in task.proof for task in tasks)
+    monkeypatch.setattr(shutil, "which", lambda name, path="": None)
+    (check,) = checks.sanitizers()
+    assert isinstance(check, Check)
+    assert check.outcome == "left out"
 
 
 @pytest.mark.parametrize("capacity", [1, 2, 110, 1023, 4095])
@@ -38,8 +66,9 @@ def test_launch_capacity(capacity: int) -> None:
 
 
 def test_launch_capacity_that_cannot_be_seen() -> None:
-    assert foreach.most_in_one(lambda count: 0) is None
     assert foreach.most_in_one(lambda count: 1) is None
+    with pytest.raises(RuntimeError, match="one tensor took 0 launches"):
+        foreach.most_in_one(lambda count: 0)
 
 
 def test_the_gpu_clock_hides_the_host_in_its_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +87,7 @@ def test_the_gpu_clock_hides_the_host_in_its_second_call(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "_sleep", sleep)
     times = timing.cuda_clock(timing.Entry("x", lambda: log.append("call"), lambda: log.append("before")))
     first, second = ["before", "wait", "record", "call"], ["before", "wait", "sleep", "record", "call"]
-    assert log == [*first, "record", "wait", *second, "record", "wait"]
+    assert log == ["record", *first, "record", "wait", "record", *second, "record", "wait"]
     assert (times.wall, times.device) == (7e6, 7e6)
     assert slept[0] >= 2 * (times.host + timing.HEAD_START_NS)
 
