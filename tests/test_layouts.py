@@ -165,6 +165,39 @@ def test_other_attribute(engine: Engine) -> None:
     assert (holders[2].grad == 1e6).all()
 
 
+def test_a_gradient_is_what_the_parameter_says_it_is(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subclasses, and whoever changes how attributes are found, are asked; not what lies below."""
+    shown = engine.tensor([3.0, 4.0])
+
+    class Descriptor:
+        def __get__(self, owner: object, kind: type) -> torch.Tensor:
+            assert owner is not None, "asked of the class, which has no gradient"
+            return shown
+
+    class Showing(torch.nn.Parameter):
+        grad = Descriptor()
+
+    holders = [*parameters([engine.tensor([12.0])]), Showing(engine.tensor([0.0, 0.0]))]
+    assert fusedclip.clip_grad_norm_(holders, 100.0) == 13
+    (plain,) = parameters([engine.tensor([1.0, 1.0])])
+
+    def lookup(self: torch.nn.Parameter, name: str) -> object:
+        return shown if name == "grad" else object.__getattribute__(self, name)
+
+    monkeypatch.setattr(torch.nn.Parameter, "__getattribute__", lookup, raising=False)
+    assert fusedclip.clip_grad_norm_([plain], 100.0) == 5
+
+
+def test_an_interrupt_while_gradients_are_collected_is_not_lost() -> None:
+    class Interrupted(torch.nn.Parameter):
+        @property
+        def grad(self) -> torch.Tensor:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fusedclip.clip_grad_norm_([Interrupted(torch.zeros(1))], 1.0)
+
+
 def test_plain_subclasses_are_their_own_memory(engine: Engine) -> None:
     class Labelled(torch.Tensor):
         pass
