@@ -26,7 +26,10 @@ class ClipRule(NamedTuple):
 
 
 class Clipped(NamedTuple):
-    """What a clip knows when it is done: 0-d tensors on the device of the gradients."""
+    """What a clip knows when it is done: 0-d tensors on the device of the gradients.
+
+    The coefficient may be the engine's own constant: copy it before it gets into anyone's hands.
+    """
 
     norm: Tensor
     coef: Tensor

@@ -202,7 +202,7 @@ class ClipOnStep:
         self._prepare_skip(optimizer, stepping, [part.found_inf for part in (whole, *parts.values())])
 
         coef = whole.coef if scale is None else whole.coef * scale.to(whole.coef.device, non_blocking=True)
-        self.total_norm, self.clip_coef = whole.norm, coef.to(whole.norm.dtype)
+        self.total_norm, self.clip_coef = whole.norm, coef.to(whole.norm.dtype, copy=True)
         self.group_norms = {i: part.norm for i, part in parts.items()}
 
     def _gather(self, optimizer: Optimizer) -> tuple[dict[int, tuple[Gradients, float | Tensor]], Gradients]:

@@ -506,6 +506,17 @@ def test_a_closures_gradients_are_clipped(by_name: bool, fused: bool, defer: boo
     assert_same(ours, theirs)
 
 
+def test_the_coefficient_belongs_to_whoever_reads_it() -> None:
+    (held,) = parameters([torch.ones(3, dtype=torch.float64)])
+    optimizer = torch.optim.SGD([held], lr=0.1)
+    handle = clip_on_step(optimizer, 100.0)
+    for _ in range(2):
+        optimizer.step()
+        assert handle.clip_coef == 1
+        handle.clip_coef.zero_()
+    assert torch.equal(held.grad, torch.ones(3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
 def test_lbfgs_clips_at_every_evaluation(line_search: str | None) -> None:
     made = []

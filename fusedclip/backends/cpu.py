@@ -53,8 +53,9 @@ class Cpu(Backend):
         norm, coef = _C.cpu_clip(
             batch.table, p, float(rule.max_norm), EPS, rule.zero_nonfinite, factor.data_ptr(), threads
         )
-        if coef != 1:
-            batch.mark_written()
+        if coef == 1:
+            return Clipped(_scalar(norm, dtype), _ONE)  # making a tensor costs 1 us, a fifth of a small call
+        batch.mark_written()
         return Clipped(_scalar(norm, dtype), _scalar(coef, torch.float64))
 
 
