@@ -200,7 +200,6 @@ def roofline(report: Report) -> bool:
         _roof_panel(axes, [row for row in rows if row.operation == operation], roof)
         axes.set_title(f"{operation} (roof: {passes})", fontsize=10)
     panels[0].set_ylabel("bytes of gradients / time on the device (GB/s)")
-    panels[0].legend(fontsize=8)
     figure.suptitle(where(report), fontsize=10)
     figure.tight_layout()
     return True
@@ -213,6 +212,7 @@ def _roof_panel(axes: Axes, rows: list[Row], roof: float) -> None:
             rates = [nbytes / us / 1e3 for nbytes, us in found]
             axes.scatter([nbytes for nbytes, _ in found], rates, s=18, color=CONTENDER_COLOURS[name], label=name)
     axes.axhline(roof, color=GREY, linestyle="--", linewidth=1, label=f"roof: {roof:,.0f} GB/s")
+    axes.legend(fontsize=8)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("bytes of gradients")

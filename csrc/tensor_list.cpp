@@ -12,10 +12,10 @@ struct Torch {
   const DLPackExchangeAPI* dlpack = nullptr;
 } torch;
 
-// Subclasses and wrappers may keep their data elsewhere, and the exchange API doesn't say: exact types only.
-bool is_plain_type(PyTypeObject* type) { return type == torch.tensor || type == torch.parameter; }
-
-bool is_plain(PyObject* object) { return is_plain_type(Py_TYPE(object)); }
+bool is_plain(PyObject* object) {
+  // Subclasses and wrappers may keep their data elsewhere, and the exchange API doesn't say: exact types only.
+  return Py_TYPE(object) == torch.tensor || Py_TYPE(object) == torch.parameter;
+}
 
 bool is_tensor(PyObject* object) { return is_plain(object) || PyType_IsSubtype(Py_TYPE(object), torch.tensor); }
 
