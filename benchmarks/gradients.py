@@ -14,8 +14,6 @@ from benchmarks.workloads import Workload
 SPREAD = 1e-3
 # Random numbers are drawn once and repeated: drawing 2^28 of them would take longer than the benchmark.
 PERIOD = 1 << 24
-
-
 MIXED = "mixed"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks import table
 from benchmarks.contenders import TORCH_FOREACH
 from benchmarks.gpu.claims import CUDA, TRITON, missing
+from benchmarks.gpu.foreach import MOST
 from benchmarks.results import Measurement, Report, Row
 from benchmarks.table import MISSING, duration, markdown, short
 
@@ -45,7 +46,7 @@ def machine(report: Report) -> str:
         lines.append(f"ceilings: {read}, copy {ceilings['copy']:,.0f} GB/s ({ceilings['copy_by']})")
     if "foreach_launch_capacity" in found:
         capacity = found["foreach_launch_capacity"]
-        lines.append(f"torch foreach takes {capacity or 'an unknown number of'} tensors in one launch")
+        lines.append(f"torch foreach takes {capacity or f'more than {MOST:,}'} tensors in one launch")
     for check in found.get("checks", []):
         last = check["told"].splitlines()[-1:] if check["outcome"] != "passed" or check["name"] == "tests" else []
         lines.append(" ".join([f"{check['name']}: {check['outcome']} ({check['seconds']:.0f} s)", *last]))

@@ -173,6 +173,9 @@ def test_torch_failing_is_told() -> None:
 def test_pictures_and_tables_of_a_whole_run(tmp_path: Path) -> None:
     report = made_up_report(at_the_ceiling)
     report.claims = claims.claims(report)
+    assert "takes 110 tensors" in tables.machine(report)
+    report.gpu["foreach_launch_capacity"] = None
+    assert "takes more than 4,096 tensors" in tables.machine(report)
     assert tmp_path / "roofline.png" in plots.draw_all(report, tmp_path)
     assert tables.summary(report).count("\n") == len(report.rows) + 1
     assert "NO" not in table.claims(report).replace("NOT", "")
