@@ -162,7 +162,7 @@ void bind_torch(py::object tensor_type, py::object parameter_type) {
            reinterpret_cast<PyTypeObject*>(parameter_type.release().ptr()), api};
 }
 
-std::optional<TensorList> collect(const py::list& items, const py::object& attribute) {
+std::optional<TensorList> collect(const py::list& items, const py::object& attribute, std::optional<DLDeviceType> on) {
   if (!torch.dlpack) throw std::runtime_error("bind_torch() comes first");
   TensorList list;
   const size_t n = items.size();
@@ -185,6 +185,7 @@ std::optional<TensorList> collect(const py::list& items, const py::object& attri
     const std::optional<Segment> segment = segment_of(t);
     if (!segment) return std::nullopt;
     if (list.size() == 0) list.device = t.device;
+    if (on && t.device.device_type != *on) return std::nullopt;
     if (t.device.device_type != list.device.device_type || t.device.device_id != list.device.device_id)
       return std::nullopt;
 

@@ -1,12 +1,13 @@
 """The drop-in functions: torch's names, argument order and defaults; what is ours is keyword-only."""
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, SupportsFloat
 
 from torch import Tensor
 
-from . import norms, passes
-from .grads import gather, gather_tensors
+from . import backends, norms, passes
+from .grads import as_list, gather, gather_tensors
 from .norms import ClipRule
 
 if TYPE_CHECKING:
@@ -65,10 +66,14 @@ def clip_grad_norm_(
     Source: Pascanu, Mikolov and Bengio 2013, "On the difficulty of training recurrent neural networks", algorithm 1;
     the constant 1e-6 is torch's.
     """
-    p, limit = norms.check_norm_type(norm_type), norms.check_max_norm(max_norm)
-    zero = _wants_zeros(on_nonfinite)
-    grads = gather(parameters, grad_attr, p=p)
-    return passes.clip_(grads, p, ClipRule(limit, zero), error_if_nonfinite=error_if_nonfinite, group=group).norm
+    p, rule = norms.check_norm_type(norm_type), ClipRule(norms.check_max_norm(max_norm), _wants_zeros(on_nonfinite))
+    items = _parameters(parameters, grad_attr)
+    if group is None and not error_if_nonfinite:  # nothing stands between the two passes
+        norm = backends.first().clip_list_(items, grad_attr, p, rule)
+        if norm is not None:
+            return norm
+    grads = gather(items, grad_attr, p=p)
+    return passes.clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group).norm
 
 
 def get_total_norm(
@@ -83,8 +88,12 @@ def get_total_norm(
 
     Arguments, result and errors are those of `clip_grad_norm_`.
     """
-    p = norms.check_norm_type(norm_type)
-    return passes.norm(gather_tensors(tensors, p=p), p, error_if_nonfinite=error_if_nonfinite, group=group)
+    p, items = norms.check_norm_type(norm_type), as_list(tensors, "tensors")
+    if group is None and not error_if_nonfinite:
+        norm = backends.first().clip_list_(items, None, p, ClipRule(math.inf))
+        if norm is not None:
+            return norm
+    return passes.norm(gather_tensors(items, p=p), p, error_if_nonfinite=error_if_nonfinite, group=group)
 
 
 def clip_grads_with_norm_(
@@ -106,7 +115,7 @@ def clip_grads_with_norm_(
     """
     limit = norms.check_max_norm(max_norm)
     norm = norms.check_total_norm(total_norm)
-    grads = gather(parameters, grad_attr)
+    grads = gather(_parameters(parameters, grad_attr), grad_attr)
     if grads.writes:
         passes.scale_(grads, norms.coefficient(norms.on_device(norm, grads.device), ClipRule(limit)))
 
@@ -124,7 +133,7 @@ def clip_grad_value_(
         TypeError, ValueError, RuntimeError: naming the culprit; every gradient is then as it was.
     """
     bound = norms.check_clip_value(clip_value)
-    passes.clamp_(gather(parameters, grad_attr, p=None), bound)
+    passes.clamp_(gather(_parameters(parameters, grad_attr), grad_attr, p=None), bound)
 
 
 def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0) -> Tensor:
@@ -134,7 +143,7 @@ def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0)
         [T], one per tensor in the order given, fp32 (fp64 if any tensor is), on the first tensor's device.
     """
     p = norms.check_norm_type(norm_type)
-    grads = gather_tensors(tensors, p=p)
+    grads = gather_tensors(as_list(tensors, "tensors"), p=p)
     return passes.spread(norms.finish(passes.lift_each(grads, p), p), grads)
 
 
@@ -151,10 +160,16 @@ def clip_grad_norm_per_tensor_(
         if any gradient is), on the first gradient's device. Does not wait for the device.
     """
     p, limit = norms.check_norm_type(norm_type), norms.check_max_norm(max_norm)
-    grads = gather(parameters, grad_attr, p=p)
+    grads = gather(_parameters(parameters, grad_attr), grad_attr, p=p)
     each = norms.finish(passes.lift_each(grads, p), p)
     passes.scale_(grads, norms.coefficient(each, ClipRule(limit)))
     return passes.spread(each, grads)
+
+
+def _parameters(parameters: Tensors, grad_attr: str) -> list[Tensor]:
+    if not isinstance(grad_attr, str):
+        raise TypeError(f"grad_attr must be the name of an attribute, got {grad_attr!r}")
+    return as_list(parameters)
 
 
 def _wants_zeros(on_nonfinite: str) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import _extension
 from ._layouts import FLOATING, Flat, flatten
 
-__all__ = ["FLOATING", "Batch", "Gradients", "gather", "gather_tensors"]
+__all__ = ["FLOATING", "Batch", "Gradients", "as_list", "gather", "gather_tensors", "mark_written"]
 
 
 @dataclass(slots=True, eq=False)
@@ -37,9 +37,8 @@ class Batch:
         return self._table
 
     def mark_written(self, which: list[bool] | None = None) -> None:
-        """Tell autograd: writes through a raw pointer don't bump the version counters by themselves."""
-        written = self.tensors if which is None else [t for t, wrote in zip(self.tensors, which, strict=True) if wrote]
-        torch.autograd.graph.increment_version(written)
+        """Tell autograd that all of them, or those, have been written."""
+        mark_written(self.tensors if which is None else [t for t, w in zip(self.tensors, which, strict=True) if w])
 
 
 @dataclass(slots=True, eq=False)
@@ -84,14 +83,11 @@ class Gradients:
         return self.noun.format(self.sources.index(place))
 
 
-def gather(parameters: Iterable[Tensor] | Tensor, attribute: str = "grad", *, p: float | None = 2.0) -> Gradients:
-    """The gradients of `parameters`, for an in-place write, and for a p-norm of them unless p is None.
+def gather(items: list[Tensor], attribute: str = "grad", *, p: float | None = 2.0) -> Gradients:
+    """The gradients of parameters, for an in-place write, and for a p-norm of them unless p is None.
 
     Raises TypeError or RuntimeError for what cannot be clipped, naming it; no gradient has been touched then.
     """
-    if not isinstance(attribute, str):
-        raise TypeError(f"grad_attr must be the name of an attribute, got {attribute!r}")
-    items = _as_list(parameters, "parameters")
     noun = f"parameters[{{}}].{attribute}"
     grads = _collect_compiled(items, attribute, noun) or _collect(items, attribute, noun, p, writable=True)
     if not grads.reads:
@@ -99,14 +95,19 @@ def gather(parameters: Iterable[Tensor] | Tensor, attribute: str = "grad", *, p:
     return grads
 
 
-def gather_tensors(tensors: Iterable[Tensor] | Tensor, *, p: float = 2.0) -> Gradients:
+def gather_tensors(items: list[Tensor], *, p: float = 2.0) -> Gradients:
     """The tensors themselves, to be read only."""
-    items = _as_list(tensors, "tensors")
     noun = "tensors[{}]"
     return _collect_compiled(items, None, noun) or _collect(items, None, noun, p, writable=False)
 
 
-def _as_list(items: Any, noun: str) -> list[Any]:
+def mark_written(tensors: list[Tensor]) -> None:
+    """Tell autograd: writes through a raw pointer don't bump the version counters by themselves."""
+    torch.autograd.graph.increment_version(tensors)
+
+
+def as_list(items: Iterable[Tensor] | Tensor, noun: str = "parameters") -> list[Tensor]:
+    """What a public function was given, which may be an iterator: once through it."""
     if isinstance(items, Tensor):
         return [items]
     try:
@@ -116,7 +117,7 @@ def _as_list(items: Any, noun: str) -> list[Any]:
         raise TypeError(f"{noun} must be a tensor or an iterable of tensors, got {kind}{_hint(items)}") from None
     listed = list(iterator)  # outside of the try: what a generator raises is its own affair
     if not listed and isinstance(items, types.GeneratorType) and noun == "parameters":
-        # torch's words. The frame that called the public function: _as_list, gather, the function itself.
+        # torch's words. The frame that called the public function: as_list, _parameters, the function itself.
         warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=4)
     return listed
 

@@ -122,11 +122,6 @@ void lift(const Work& work, double p, int max_threads, double* out) {
   for (size_t s = 0; s < work.segments.size(); ++s) out[s] = combine_segment(work, norm, partials, s);
 }
 
-double norm(const Work& work, double p, int max_threads) {
-  const Norm norm = norm_of(p);
-  return finish(norm, combine_all(work, norm, read_all(work, norm, p, max_threads)), p);
-}
-
 Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier, int max_threads) {
   const Norm norm = norm_of(p);
   Partials partials = partials_for(work);

@@ -22,9 +22,6 @@ struct Clipped {
 // out[s] = the lifted value of segment s, for all segments. Reads every element once.
 void lift(const Work& work, double p, int max_threads, double* out);
 
-// The norm of all segments together.
-double norm(const Work& work, double p, int max_threads);
-
 // The norm, then every element times the coefficient unless that is 1. One parallel region for both passes. Norm and
 // rule are those of the elements times `multiplier`, which the coefficient contains.
 Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier, int max_threads);

@@ -20,7 +20,7 @@ from .cuda import Cuda
 from .reference import Reference
 from .triton import Triton
 
-__all__ = ["Backend", "available", "explain", "serving", "use"]
+__all__ = ["Backend", "available", "explain", "first", "serving", "use"]
 
 ORDER: tuple[Backend, ...] = (Cpu(), Cuda(), Triton(), Reference())
 _BY_NAME = {backend.name: backend for backend in ORDER}
@@ -44,9 +44,9 @@ def explain() -> str:
     for backend in ORDER:
         missing = backend.missing()
         served = [d.type for d in devices if missing is None and backend.refuses(d, FLOATING) is None]
-        first = [d for d in served if _first_serving(torch.device(d), FLOATING) is backend]
+        preferred = [d for d in served if _first_serving(torch.device(d), FLOATING) is backend]
         status = f"not available: {missing}" if missing else f"serves {', '.join(served) or 'no device here'}"
-        lines.append(f"{backend.name:<10} {status}" + (f" (preferred on {', '.join(first)})" if first else ""))
+        lines.append(f"{backend.name:<10} {status}" + (f" (preferred on {', '.join(preferred)})" if preferred else ""))
     try:
         forced = _forced.get() or _from_environment()
         lines += [f"forced: {forced.name}"] if forced else []
@@ -66,6 +66,11 @@ def use(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+def first() -> Backend:
+    """The engine that is asked before anything is known of the gradients: the forced one, else the preferred one."""
+    return _forced.get() or _from_environment() or ORDER[0]
 
 
 def serving(batch: Batch) -> Backend:

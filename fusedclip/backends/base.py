@@ -15,7 +15,7 @@ class Backend(ABC):
     """An engine. All tensors that it takes and gives live on the batch's device; it never makes the host wait for one.
 
     To write an engine, implement the abstract methods. `norm` and `clip_` below are made of them; an engine that can
-    do either in fewer passes or launches overrides it.
+    do either in fewer passes or launches overrides it, and `clip_list_` if the host's time is what counts.
     """
 
     name: str
@@ -62,3 +62,12 @@ class Backend(ABC):
         norm, coef = norms.clipped(self.norm(batch, p, torch.float64), p, rule, multiplier)
         self.scale_(batch, coef, zero=rule.zero_nonfinite)
         return Clipped(norm.to(dtype), coef)
+
+    def clip_list_(self, items: list[Tensor], attribute: str | None, p: float, rule: ClipRule) -> Tensor | None:
+        """A whole call at once: the gradients of `items` (the items themselves if `attribute` is None) are found,
+        measured and clipped. The norm is returned in the dtype of results.
+
+        None, with nothing written, for whatever the engine leaves to the road through `gather`. A rule without a limit
+        writes nothing.
+        """
+        return None
