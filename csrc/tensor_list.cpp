@@ -173,9 +173,11 @@ std::optional<TensorList> collect(const py::list& items, const py::object& attri
   list.tiling.reserve(n);
   list.sources.assign(n, -1);
   for (size_t i = 0; i < n; ++i) {
-    PyObject* const item = PyList_GET_ITEM(items.ptr(), i);
-    if (!is_tensor(item)) return std::nullopt;
-    py::object grad = gradients.of(item);
+    // Perhaps the caller's own list, and asking an item may run code that changes it.
+    if (i >= items.size()) throw std::runtime_error("the list became shorter while its items were asked for gradients");
+    const auto item = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(items.ptr(), i));
+    if (!is_tensor(item.ptr())) return std::nullopt;
+    py::object grad = gradients.of(item.ptr());
     if (!grad) return forgive(PyExc_AttributeError), std::nullopt;
     if (grad.is_none() && !attribute.is_none()) continue;
     DLTensor t;

@@ -66,14 +66,14 @@ def clip_grad_norm_(
     Source: Pascanu, Mikolov and Bengio 2013, "On the difficulty of training recurrent neural networks", algorithm 1;
     the constant 1e-6 is torch's.
     """
-    p, rule = norms.check_norm_type(norm_type), ClipRule(norms.check_max_norm(max_norm), _wants_zeros(on_nonfinite))
+    p, limit, zero = norms.check_norm_type(norm_type), norms.check_max_norm(max_norm), _wants_zeros(on_nonfinite)
     items = _parameters(parameters, grad_attr)
-    if group is None and not error_if_nonfinite:  # nothing stands between the two passes
-        norm = backends.first().clip_list_(items, grad_attr, p, rule)
+    if group is None and not error_if_nonfinite and isinstance(limit, float):  # nothing stands between the two passes
+        norm = backends.first().clip_list_(items, grad_attr, p, limit, zero)
         if norm is not None:
             return norm
     grads = gather(items, grad_attr, p=p)
-    return passes.clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group).norm
+    return passes.clip_(grads, p, ClipRule(limit, zero), error_if_nonfinite=error_if_nonfinite, group=group).norm
 
 
 def get_total_norm(
@@ -90,7 +90,7 @@ def get_total_norm(
     """
     p, items = norms.check_norm_type(norm_type), as_list(tensors, "tensors")
     if group is None and not error_if_nonfinite:
-        norm = backends.first().clip_list_(items, None, p, ClipRule(math.inf))
+        norm = backends.first().clip_list_(items, None, p, math.inf)
         if norm is not None:
             return norm
     return passes.norm(gather_tensors(items, p=p), p, error_if_nonfinite=error_if_nonfinite, group=group)

@@ -107,7 +107,9 @@ def mark_written(tensors: list[Tensor]) -> None:
 
 
 def as_list(items: Iterable[Tensor] | Tensor, noun: str = "parameters") -> list[Tensor]:
-    """What a public function was given, which may be an iterator: once through it."""
+    """What a public function was given, which may be an iterator: once through it. A list stays what it is."""
+    if type(items) is list:
+        return items
     if isinstance(items, Tensor):
         return [items]
     try:

@@ -72,7 +72,7 @@ def check_limit(limit: SupportsFloat | str | Tensor, name: str) -> float | Tenso
 
 
 def check_max_norm(max_norm: SupportsFloat | str | Tensor) -> float | Tensor:
-    limit = check_limit(max_norm, "max_norm")
+    limit = max_norm if type(max_norm) is float else check_limit(max_norm, "max_norm")
     if isinstance(limit, float) and not limit >= 0:
         raise ValueError(
             f"max_norm is {limit}; it must be at least 0 (a negative one would turn gradients around; inf measures)"

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import fusedclip
-from fusedclip import _extension
+from fusedclip import _extension, passes
+from fusedclip.grads import gather
+from fusedclip.norms import ClipRule
 
 from .conftest import Engine, parameters
 
@@ -50,6 +52,16 @@ def test_number_of_threads(p: float) -> None:
             results[-1] += [g.clone() for g in grads]
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@compiled
+@pytest.mark.parametrize("p", [2.0, 1.0, 0.0, 3.0, math.inf, -math.inf])
+def test_whole_lists_and_batches(p: float) -> None:
+    whole, batched = mixed(Engine("cpu", "cpu")), mixed(Engine("cpu", "cpu"))
+    with fusedclip.backends.use("cpu"):
+        norm = fusedclip.clip_grad_norm_(parameters(whole), 1.0, p)
+        clipped = passes.clip_(gather(parameters(batched)), p, ClipRule(1.0))
+    assert all(torch.equal(a, b) for a, b in zip([norm, *whole], [clipped.norm, *batched], strict=True))
 
 
 @compiled

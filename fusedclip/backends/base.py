@@ -63,11 +63,12 @@ class Backend(ABC):
         self.scale_(batch, coef, zero=rule.zero_nonfinite)
         return Clipped(norm.to(dtype), coef)
 
-    def clip_list_(self, items: list[Tensor], attribute: str | None, p: float, rule: ClipRule) -> Tensor | None:
+    def clip_list_(
+        self, items: list[Tensor], attribute: str | None, p: float, max_norm: float, zero_nonfinite: bool = False
+    ) -> Tensor | None:
         """A whole call at once: the gradients of `items` (the items themselves if `attribute` is None) are found,
-        measured and clipped. The norm is returned in the dtype of results.
+        measured and clipped. The norm is returned in the dtype of results. Without a limit (inf) nothing is written.
 
-        None, with nothing written, for whatever the engine leaves to the road through `gather`. A rule without a limit
-        writes nothing.
+        None, with nothing written, for whatever the engine leaves to the road through `gather`.
         """
         return None

@@ -55,12 +55,12 @@ class Cpu(Backend):
         batch.mark_written()
         return Clipped(_scalar(norm, dtype), _scalar(coef, torch.float64))
 
-    def clip_list_(self, items: list[Tensor], attribute: str | None, p: float, rule: ClipRule) -> Tensor | None:
-        if _C is None or isinstance(rule.max_norm, Tensor):
+    def clip_list_(
+        self, items: list[Tensor], attribute: str | None, p: float, max_norm: float, zero_nonfinite: bool = False
+    ) -> Tensor | None:
+        if _C is None:
             return None
-        clipped = _C.cpu_clip_list(
-            items, attribute, p, rule.max_norm, EPS, rule.zero_nonfinite, torch.get_num_threads()
-        )
+        clipped = _C.cpu_clip_list(items, attribute, p, max_norm, EPS, zero_nonfinite, torch.get_num_threads())
         if clipped is None:
             return None
         norm, is_double, written = clipped
