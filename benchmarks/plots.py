@@ -55,17 +55,13 @@ def draw_all(report: Report, folder: Path) -> list[Path]:
     return made
 
 
-def is_host(row: Row) -> bool:
-    return row.workload.startswith("host-")
-
-
 def timed(row: Row) -> Measurement | None:
     return row.ours if row.ours and row.ours.p50_us else None
 
 
 def speedup(report: Report) -> bool:
     """Torch foreach's time over fusedclip's, a bar per dtype, workloads and operations below each other."""
-    rows = [row for row in report.rows if not is_host(row) and timed(row) and row.find(TORCH_FOREACH)]
+    rows = [row for row in report.rows if not row.is_host and timed(row) and row.find(TORCH_FOREACH)]
     names = list(dict.fromkeys((row.workload, row.operation) for row in rows))
     if not names:
         return False
@@ -122,7 +118,7 @@ def _grouped_bars(axes: Axes, rows: list[Row], labels: list[str], names: list[tu
 
 def host_cost(report: Report) -> bool:
     """Time of a call over the number of tensors, one panel per tensor size, both axes logarithmic."""
-    rows = [row for row in report.rows if is_host(row)]
+    rows = [row for row in report.rows if row.is_host]
     sizes = sorted({row.elements // row.tensors for row in rows})
     if not rows:
         return False
@@ -155,7 +151,7 @@ def bandwidth(report: Report) -> bool:
     rows = [
         row
         for row in report.rows
-        if not is_host(row) and timed(row) and row.operation == Operation.NOT_CLIPPED.value and row.bytes >= 16 << 20
+        if not row.is_host and timed(row) and row.operation == Operation.NOT_CLIPPED.value and row.bytes >= 16 << 20
     ]
     if not rows:
         return False
@@ -189,7 +185,7 @@ def roofline(report: Report) -> bool:
     arithmetic intensity.
     """
     ceilings, operations = report.gpu.get("ceilings"), (Operation.NOT_CLIPPED.value, Operation.CLIPPED.value)
-    rows = [row for row in report.rows if row.operation in operations and not is_host(row)]
+    rows = [row for row in report.rows if row.operation in operations and not row.is_host]
     if not ceilings or not rows:
         return False
     roofs = (ceilings["read"], 1 / (1 / ceilings["read"] + 2 / ceilings["copy"]))

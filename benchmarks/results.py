@@ -58,6 +58,11 @@ class Row:
         return self.workload, self.dtype, self.operation, self.device
 
     @property
+    def is_host(self) -> bool:
+        """Whether its tensors are so small that the host's own work is what it measures."""
+        return self.workload.startswith("host-")
+
+    @property
     def restless(self) -> str:
         """A warning if something else was using the machine: on an idle one a plain sum takes much the same time."""
         low, high = self.floor.p20_us, self.floor.p80_us

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import fusedclip
 
 from . import oracle
-from .conftest import Engine, parameters
+from .conftest import EXAMPLES, Engine, parameters
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SPECIAL = [
@@ -31,6 +31,8 @@ SPECIAL = [
     -math.inf,
     math.nan,
 ]
+# The engine fixture holds for all examples; drawing large gradients takes its time.
+UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 NORM_TYPES = [2.0, 1.0, math.inf, -math.inf, 0.0, 3.0, 0.5, 1.7]
 
 counts = st.one_of(st.integers(0, 70), st.sampled_from([127, 128, 129, 1000, 8191, 8192, 8193]))
@@ -70,7 +72,7 @@ def bound(tensors: list[torch.Tensor], p: float) -> float:
     return 3e-6 if p >= 1 or p <= 0 else 3e-6 / p
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(suppress_health_check=UNCHECKED)
 @given(
     grads=st.lists(gradients(), max_size=5),
     p=st.sampled_from(NORM_TYPES),
@@ -106,7 +108,7 @@ def test_clip_grad_norm(
             oracle.assert_scaled(elements(after), b, coef, ulps + (relative if coef != 1 else 0))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=300)
+@settings(suppress_health_check=UNCHECKED, max_examples=min(300, EXAMPLES))
 @given(grads=st.lists(gradients(), max_size=4), value=st.sampled_from([0.0, 1e-7, 1e-3, 0.3, 1.0, 1e9, math.inf]))
 def test_clip_grad_value(engine: Engine, grads: list[torch.Tensor], value: float) -> None:
     grads = [g.to(engine.device) for g in grads if not g.is_complex()]
@@ -116,7 +118,7 @@ def test_clip_grad_value(engine: Engine, grads: list[torch.Tensor], value: float
         torch.testing.assert_close(elements(got), want, rtol=0, atol=0, equal_nan=True)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=300)
+@settings(suppress_health_check=UNCHECKED, max_examples=min(300, EXAMPLES))
 @given(grads=st.lists(gradients(), min_size=1, max_size=5), p=st.sampled_from(NORM_TYPES))
 def test_per_tensor_norms(engine: Engine, grads: list[torch.Tensor], p: float) -> None:
     norms = fusedclip.get_per_tensor_norms([g.to(engine.device) for g in grads], p)
