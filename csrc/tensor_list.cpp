@@ -162,7 +162,8 @@ void bind_torch(py::object tensor_type, py::object parameter_type) {
            reinterpret_cast<PyTypeObject*>(parameter_type.release().ptr()), api};
 }
 
-std::optional<TensorList> collect(const py::list& items, const py::object& attribute, std::optional<DLDeviceType> on) {
+std::optional<TensorList> collect(const py::list& items, const py::object& attribute,
+                                  std::optional<DLDeviceType> only_on) {
   if (!torch.dlpack) throw std::runtime_error("bind_torch() comes first");
   TensorList list;
   const size_t n = items.size();
@@ -173,11 +174,9 @@ std::optional<TensorList> collect(const py::list& items, const py::object& attri
   list.tiling.reserve(n);
   list.sources.assign(n, -1);
   for (size_t i = 0; i < n; ++i) {
-    // Perhaps the caller's own list, and asking an item may run code that changes it.
-    if (i >= items.size()) throw std::runtime_error("the list became shorter while its items were asked for gradients");
-    const auto item = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(items.ptr(), i));
-    if (!is_tensor(item.ptr())) return std::nullopt;
-    py::object grad = gradients.of(item.ptr());
+    PyObject* const item = PyList_GET_ITEM(items.ptr(), i);
+    if (!is_tensor(item)) return std::nullopt;
+    py::object grad = gradients.of(item);
     if (!grad) return forgive(PyExc_AttributeError), std::nullopt;
     if (grad.is_none() && !attribute.is_none()) continue;
     DLTensor t;
@@ -187,7 +186,7 @@ std::optional<TensorList> collect(const py::list& items, const py::object& attri
     const std::optional<Segment> segment = segment_of(t);
     if (!segment) return std::nullopt;
     if (list.size() == 0) list.device = t.device;
-    if (on && t.device.device_type != *on) return std::nullopt;
+    if (only_on && t.device.device_type != *only_on) return std::nullopt;
     if (t.device.device_type != list.device.device_type || t.device.device_id != list.device.device_id)
       return std::nullopt;
 

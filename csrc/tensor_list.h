@@ -31,10 +31,10 @@ void bind_torch(py::object tensor_type, py::object parameter_type);
 
 // The gradients of `items`: each item's attribute `attribute`, or the items themselves if none is named.
 // std::nullopt if any of them is not a plain one (exact type, one supported dtype, dense, all on one device, which is
-// of type `on` if that is given): fusedclip/grads.py then goes through them one by one, with a reason for what it
+// of type `only_on` if that is given): fusedclip/grads.py then goes through them one by one, with a reason for what it
 // refuses.
 std::optional<TensorList> collect(const py::list& items, const py::object& attribute,
-                                  std::optional<DLDeviceType> on = std::nullopt);
+                                  std::optional<DLDeviceType> only_on = std::nullopt);
 
 // The stream that torch is working on just now, on the list's device.
 void* current_stream(const TensorList& list);

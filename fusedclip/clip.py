@@ -68,8 +68,9 @@ def clip_grad_norm_(
     """
     p, limit, zero = norms.check_norm_type(norm_type), norms.check_max_norm(max_norm), _wants_zeros(on_nonfinite)
     items = _parameters(parameters, grad_attr)
-    if group is None and not error_if_nonfinite and isinstance(limit, float):  # nothing stands between the two passes
-        norm = backends.first().clip_list_(items, grad_attr, p, limit, zero)
+    # Nothing stands between the two passes, and the limit is not on a device.
+    if group is None and not error_if_nonfinite and isinstance(limit, float):
+        norm = backends.for_lists().clip_list_(items, grad_attr, p, limit, zero)
         if norm is not None:
             return norm
     grads = gather(items, grad_attr, p=p)
@@ -90,7 +91,7 @@ def get_total_norm(
     """
     p, items = norms.check_norm_type(norm_type), as_list(tensors, "tensors")
     if group is None and not error_if_nonfinite:
-        norm = backends.first().clip_list_(items, None, p, math.inf)
+        norm = backends.for_lists().clip_list_(items, None, p, math.inf, False)
         if norm is not None:
             return norm
     return passes.norm(gather_tensors(items, p=p), p, error_if_nonfinite=error_if_nonfinite, group=group)
@@ -169,7 +170,7 @@ def clip_grad_norm_per_tensor_(
 def _parameters(parameters: Tensors, grad_attr: str) -> list[Tensor]:
     if not isinstance(grad_attr, str):
         raise TypeError(f"grad_attr must be the name of an attribute, got {grad_attr!r}")
-    return as_list(parameters)
+    return as_list(parameters, "parameters")
 
 
 def _wants_zeros(on_nonfinite: str) -> bool:

@@ -1,4 +1,4 @@
-"""Parameters to gradients: once through the iterable, legal or not, grouped by device.
+"""Parameters to gradients, legal or not, grouped by device.
 
 The compiled `collect` takes the ordinary case (plain dense tensors of one device) in one sweep. Everything else goes
 through `_layouts.flatten`, one gradient at a time, which either finds the memory behind it or says why it refuses.
@@ -106,10 +106,11 @@ def mark_written(tensors: list[Tensor]) -> None:
     torch.autograd.graph.increment_version(tensors)
 
 
-def as_list(items: Iterable[Tensor] | Tensor, noun: str = "parameters") -> list[Tensor]:
-    """What a public function was given, which may be an iterator: once through it. A list stays what it is."""
+def as_list(items: Iterable[Tensor] | Tensor, noun: str) -> list[Tensor]:
+    """What a public function was given, which may be an iterator: once through it. A list is copied: asking its items
+    for gradients may run code that changes it."""
     if type(items) is list:
-        return items
+        return items.copy()
     if isinstance(items, Tensor):
         return [items]
     try:

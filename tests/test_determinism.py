@@ -8,7 +8,8 @@ import torch
 
 import fusedclip
 from fusedclip import _extension, passes
-from fusedclip.grads import gather
+from fusedclip.backends import serving
+from fusedclip.grads import gather, gather_tensors
 from fusedclip.norms import ClipRule
 
 from .conftest import Engine, parameters
@@ -59,9 +60,27 @@ def test_number_of_threads(p: float) -> None:
 def test_whole_lists_and_batches(p: float) -> None:
     whole, batched = mixed(Engine("cpu", "cpu")), mixed(Engine("cpu", "cpu"))
     with fusedclip.backends.use("cpu"):
+        assert fusedclip.backends.for_lists().clip_list_(whole, None, p, math.inf, False) is not None
+        total = fusedclip.get_total_norm(whole, p)
         norm = fusedclip.clip_grad_norm_(parameters(whole), 1.0, p)
+        (batch,) = gather_tensors(batched).reads
+        assert torch.equal(serving(batch).norm(batch, p, torch.float64), total)
         clipped = passes.clip_(gather(parameters(batched)), p, ClipRule(1.0))
     assert all(torch.equal(a, b) for a, b in zip([norm, *whole], [clipped.norm, *batched], strict=True))
+
+
+@compiled
+@pytest.mark.usefixtures("threads")
+def test_more_tensors_than_torch_sums_in_one_go() -> None:
+    grads = list(torch.randn(100_000, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).unbind())
+    grads[0] = torch.ones(8, dtype=torch.float64)[::2]  # a layout that takes the road through batches
+    results = set()
+    with fusedclip.backends.use("cpu"):
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            exact = fusedclip.get_total_norm(grads, 1.0, error_if_nonfinite=True)
+            results |= {exact.item(), fusedclip.get_total_norm(grads, 1.0).item()}
+    assert len(results) == 1
 
 
 @compiled

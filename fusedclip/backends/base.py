@@ -64,7 +64,7 @@ class Backend(ABC):
         return Clipped(norm.to(dtype), coef)
 
     def clip_list_(
-        self, items: list[Tensor], attribute: str | None, p: float, max_norm: float, zero_nonfinite: bool = False
+        self, items: list[Tensor], attribute: str | None, p: float, max_norm: float, zero_nonfinite: bool
     ) -> Tensor | None:
         """A whole call at once: the gradients of `items` (the items themselves if `attribute` is None) are found,
         measured and clipped. The norm is returned in the dtype of results. Without a limit (inf) nothing is written.

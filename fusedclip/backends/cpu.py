@@ -42,6 +42,9 @@ class Cpu(Backend):
         if _C.cpu_clamp(batch.table, bound, torch.get_num_threads()):
             batch.mark_written()
 
+    def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
+        return self.clip_(batch, p, ClipRule(math.inf), dtype).norm  # without a limit nothing is written
+
     def clip_(
         self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
     ) -> Clipped:
@@ -51,21 +54,21 @@ class Cpu(Backend):
             batch.table, p, float(rule.max_norm), EPS, rule.zero_nonfinite, factor.data_ptr(), threads
         )
         if coef == 1:
-            return Clipped(_scalar(norm, dtype), _ONE)  # making a tensor costs 1 us, a fifth of a small call
+            return Clipped(_scalar(norm, dtype), _ONE)  # making a tensor costs 1 us
         batch.mark_written()
         return Clipped(_scalar(norm, dtype), _scalar(coef, torch.float64))
 
     def clip_list_(
-        self, items: list[Tensor], attribute: str | None, p: float, max_norm: float, zero_nonfinite: bool = False
+        self, items: list[Tensor], attribute: str | None, p: float, max_norm: float, zero_nonfinite: bool
     ) -> Tensor | None:
         if _C is None:
             return None
         clipped = _C.cpu_clip_list(items, attribute, p, max_norm, EPS, zero_nonfinite, torch.get_num_threads())
         if clipped is None:
             return None
-        norm, is_double, written = clipped
-        if written is not None:
-            mark_written(written)
+        norm, coef, is_double, tensors = clipped
+        if coef != 1:
+            mark_written(tensors)
         return _scalar(norm, torch.float64 if is_double else torch.float32)
 
 
