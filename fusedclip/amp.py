@@ -5,7 +5,6 @@ and writes them. Here the norm of the unscaled gradients is the norm of the scal
 finite if and only if they are, and one write pass applies the inverse scale and the clip's coefficient together.
 """
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
 from . import norms, passes
+from .clip import clip_grad_norm_
 from .grads import Gradients, gather
 from .norms import ClipRule
 
@@ -70,10 +70,9 @@ def unscale_and_clip_grad_norm_(
         given = f"{type(scaler).__name__} and {type(optimizer).__name__}"
         raise TypeError(f"unscale_and_clip_grad_norm_ takes a GradScaler and an optimizer, in this order, got {given}")
     if not scaler.is_enabled():
-        grads = gather(list(_parameters(optimizer)), p=p)
-        return passes.clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group).norm
+        return clip_grad_norm_(_parameters(optimizer), max_norm, norm_type, error_if_nonfinite, group=group)
     state, inverse = _begin(scaler, optimizer, group)
-    grads = gather(list(_parameters(optimizer)), p=p)
+    grads = gather(_parameters(optimizer), p=p)
     if not allow_fp16:
         _refuse_fp16(grads)
     exact, _ = passes.clip_(
@@ -143,9 +142,8 @@ def _begin(
     return state, scale.double().reciprocal().float()  # torch's value, which is exact for powers of two
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        yield from group["params"]
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _refuse_fp16(grads: Gradients) -> None:
