@@ -53,35 +53,49 @@ PYBIND11_MODULE(_C, m) {
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set, "For tests: all sets return the same bits.");
 
-  py::class_<TensorList>(m, "TensorList")
+  py::class_<TensorList, std::shared_ptr<TensorList>>(m, "TensorList")
       .def("__len__", &TensorList::size)
       .def_readonly("tensors", &TensorList::tensors)
-      .def_readonly("sources", &TensorList::sources)
-      .def_readonly("has_float64", &TensorList::has_float64);
+      .def_readonly("repeated", &TensorList::repeated)
+      .def_readonly("has_float64", &TensorList::has_float64)
+      .def("overlaps", &overlaps, py::arg("more"));
+  py::class_<Gathered>(m, "Gathered")
+      .def_readonly("lists", &Gathered::lists)
+      .def_readonly("sources", &Gathered::sources)
+      .def_readonly("survey", &Gathered::survey);
   m.def("bind_torch", &bind_torch);
-  m.def(
-      "collect", [](const py::list& items, const py::object& attribute) { return collect(items, attribute); },
-      py::arg("items"), py::arg("attribute").none(true));
+  m.def("bind_survey", &bind_survey);
+  m.def("gather", &gather, py::arg("items"), py::arg("attribute").none(true), py::arg("p").none(true));
+
+  // A context: torch's own operations inside it neither read nor write subnormals as zeros, on any of its threads.
+  py::class_<cpu::TeamUnderflow>(m, "TeamUnderflow")
+      .def(py::init<int>(), py::arg("threads"))
+      .def("__enter__", &cpu::TeamUnderflow::begin)
+      .def("__exit__", [](cpu::TeamUnderflow& self, const py::args&) { self.end(); });
 
   m.def("cpu_lift", [](const TensorList& l, double p, int threads, uintptr_t out) {
     unlocked([&] { cpu::lift(work(l), p, threads, as_doubles(out)); });
   });
-  // collect and cpu_clip at once. Python code between the two and after them is slow, as it finds the caches full of
-  // gradients (11 us of the 70 us for 300 tensors of 4,096). None, with nothing done: not an ordinary list on the CPU,
-  // or no gradient in it.
+  // gather and cpu_clip at once. Python code between the two and after them is slow, as it finds the caches full of
+  // gradients (11 us of the 70 us for 300 tensors of 4,096). Where the list is not an ordinary one on the CPU: what was
+  // gathered, with nothing done.
   m.def(
       "cpu_clip_list",
-      [](const py::list& items, const py::object& attribute, double p, double max_norm, double eps, bool zero_nonfinite,
-         int threads) -> std::optional<py::tuple> {
-        const std::optional<TensorList> l = collect(items, attribute, kDLCPU);
-        if (!l || l->size() == 0) return std::nullopt;
+      [](const py::list& items, const py::object& attribute, const py::object& p, double max_norm, bool zero_nonfinite,
+         double eps, int threads, const py::list& written) -> py::object {
+        Gathered gathered = gather(items, attribute, p);
+        if (!gathered.is_ordinary()) return py::cast(std::move(gathered));
+        const TensorList& l = *gathered.lists[0];
         const ClipRule rule{max_norm, eps, zero_nonfinite};
-        const auto r = unlocked([&] { return cpu::clip(work(*l), p, rule, 1.0, threads); });
-        return py::make_tuple(r.norm, r.coef, l->has_float64, l->tensors);
+        const double order = p.cast<double>();
+        const auto r = unlocked([&] { return cpu::clip(work(l), order, rule, 1.0, threads); });
+        // Before Python can run: an interrupt that came meanwhile is raised as soon as it does.
+        if (r.coef != 1 && PyList_SetSlice(written.ptr(), 0, 0, l.tensors.ptr()) != 0) throw py::error_already_set();
+        return py::make_tuple(r.norm, l.has_float64);
       },
-      py::arg("items"), py::arg("attribute").none(true), py::arg("p"), py::arg("max_norm"), py::arg("eps"),
-      py::arg("zero_nonfinite"), py::arg("threads"));
-  m.def("cpu_clip", [](const TensorList& l, double p, double max_norm, double eps, bool zero_nonfinite,
+      py::arg("items"), py::arg("attribute").none(true), py::arg("p"), py::arg("max_norm"), py::arg("zero_nonfinite"),
+      py::arg("eps"), py::arg("threads"), py::arg("written"));
+  m.def("cpu_clip", [](const TensorList& l, double p, double max_norm, bool zero_nonfinite, double eps,
                        uintptr_t multiplier, int threads) {
     const ClipRule rule{max_norm, eps, zero_nonfinite};
     const auto r = unlocked([&] { return cpu::clip(work(l), p, rule, *as_doubles(multiplier), threads); });

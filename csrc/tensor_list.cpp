@@ -2,6 +2,12 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "overlap.h"
 
 namespace fusedclip {
 namespace {
@@ -9,6 +15,7 @@ namespace {
 struct Torch {
   PyTypeObject* tensor = nullptr;
   PyTypeObject* parameter = nullptr;
+  PyObject* survey = nullptr;
   const DLPackExchangeAPI* dlpack = nullptr;
 } torch;
 
@@ -16,8 +23,6 @@ bool is_plain(PyObject* object) {
   // Subclasses and wrappers may keep their data elsewhere, and the exchange API doesn't say: exact types only.
   return Py_TYPE(object) == torch.tensor || Py_TYPE(object) == torch.parameter;
 }
-
-bool is_tensor(PyObject* object) { return is_plain(object) || PyType_IsSubtype(Py_TYPE(object), torch.tensor); }
 
 // The pending exception only means that this gradient needs a closer look; any other (an interrupt, say) goes on.
 void forgive(PyObject* kind) {
@@ -70,40 +75,19 @@ bool is_dense(const DLTensor& t, int64_t count) {
   return true;
 }
 
-// Neighbouring addresses to numbers far apart: allocators place equal gradients at equal distances, and with a single
-// multiplication some distances would pile up. (The finalizer of MurmurHash3, Austin Appleby.)
-uint64_t mix(uint64_t x) {
-  x = (x ^ x >> 33) * 0xff51afd7ed558ccdull;
-  x = (x ^ x >> 33) * 0xc4ceb9fe1a85ec53ull;
-  return x ^ x >> 33;
+// The flat memory of a tensor of an exact type, and where it is; false if it is not plain.
+__attribute__((always_inline)) inline bool read_plain(PyObject* tensor, Segment& segment, DLDevice& device) {
+  DLTensor t;
+  if (torch.dlpack->dltensor_from_py_object_no_sync(tensor, &t) != 0) return forgive(PyExc_Exception), false;
+  const std::optional<DType> dtype = dtype_of(t.dtype);
+  const int64_t count = count_of(t);
+  if (!dtype || !is_dense(t, count) || (count > 0 && !t.data)) return false;
+  segment.data = static_cast<char*>(t.data) + t.byte_offset;
+  segment.count = count;
+  segment.dtype = *dtype;
+  device = t.device;
+  return true;
 }
-
-// Where each stretch of memory was seen first: open addressing over the segments' addresses. Empty segments own no
-// memory.
-class SeenMemory {
- public:
-  explicit SeenMemory(size_t most) {
-    size_t capacity = 16;
-    while (capacity < 2 * most) capacity *= 2;
-    slots_.assign(capacity, -1);
-  }
-
-  // The index of an equal segment, or -1 after remembering this one, which will be number `next`.
-  int64_t find_or_add(const std::vector<Segment>& segments, const Segment& s, int64_t next) {
-    if (s.count == 0) return -1;
-    const size_t mask = slots_.size() - 1;
-    size_t slot = mix(reinterpret_cast<uintptr_t>(s.data)) & mask;
-    for (; slots_[slot] >= 0; slot = (slot + 1) & mask) {
-      const Segment& other = segments[slots_[slot]];
-      if (other.data == s.data && other.count == s.count && other.dtype == s.dtype) return slots_[slot];
-    }
-    slots_[slot] = static_cast<int32_t>(next);
-    return -1;
-  }
-
- private:
-  std::vector<int32_t> slots_;
-};
 
 // Reads one attribute of many objects. What C code has put into torch's own types (`grad`) comes before anything that
 // an object may have and is the same for all: looking it up once per list takes 10 ns off each object. Everything else
@@ -112,20 +96,27 @@ class Attribute {
  public:
   explicit Attribute(const py::object& name) : name_(name) {
     if (name.is_none()) return;
+    is_grad_ = PyUnicode_CompareWithASCIIString(name.ptr(), "grad") == 0;
     tensor_getter_ = getter_of(torch.tensor);
     parameter_getter_ = getter_of(torch.parameter);
   }
 
+  // Null where the object has no such attribute.
   py::object of(PyObject* item) const {
     if (name_.is_none()) return py::reinterpret_borrow<py::object>(item);
     PyTypeObject* const type = Py_TYPE(item);
     const py::object* getter = nullptr;
     if (type == torch.parameter) getter = &parameter_getter_;
     if (type == torch.tensor) getter = &tensor_getter_;
-    return py::reinterpret_steal<py::object>(
+    py::object found = py::reinterpret_steal<py::object>(
         getter && *getter ? PyGetSetDescr_Type.tp_descr_get(getter->ptr(), item, reinterpret_cast<PyObject*>(type))
                           : PyObject_GetAttr(item, name_.ptr()));
+    if (!found) forgive(PyExc_AttributeError);
+    return found;
   }
+
+  // Whether None says all: a tensor that is no leaf never gets a .grad, which is worth a closer look.
+  bool settles_none(PyObject* item) const { return Py_TYPE(item) == torch.parameter || !is_grad_; }
 
  private:
   // Null unless the type has such an attribute and nobody has changed how its attributes are found.
@@ -139,14 +130,199 @@ class Attribute {
 
   const py::object& name_;
   py::object tensor_getter_, parameter_getter_;
+  bool is_grad_ = false;
 };
 
-std::optional<Segment> segment_of(const DLTensor& t) {
-  const std::optional<DType> dtype = dtype_of(t.dtype);
-  const int64_t count = count_of(t);
-  if (!dtype || !is_dense(t, count) || (count > 0 && !t.data)) return std::nullopt;
-  return Segment{static_cast<char*>(t.data) + t.byte_offset, count, *dtype};
+// Neighbouring addresses to numbers far apart: allocators place equal gradients at equal distances, and with a single
+// multiplication some distances would pile up. (The finalizer of MurmurHash3, Austin Appleby.)
+uint64_t mix(uint64_t x) {
+  x = (x ^ x >> 33) * 0xff51afd7ed558ccdull;
+  x = (x ^ x >> 33) * 0xc4ceb9fe1a85ec53ull;
+  return x ^ x >> 33;
 }
+
+// The gradients of one device as they are found, and which of them count once.
+//
+// Two entries are one if they hold the same gradient object, or if their gradients and their parameters occupy the same
+// memory (tied weights with views of one buffer). Gradients of different parameters may lie in the same memory, too:
+// autograd makes such for a + b. Each of them counts.
+class DeviceList {
+ public:
+  DeviceList(DLDevice device, size_t most) {
+    list.device = device;
+    list.tensors = py::list(most);  // empty places, filled from the front: appending would cost 6 ns each
+    list.segments.reserve(most);
+    list.tiling.reserve(most);
+    owners_.reserve(most);
+    size_t capacity = 16;
+    while (capacity < 2 * most) capacity *= 2;
+    slots_.assign(capacity, -1);
+  }
+
+  bool is_on(DLDevice device) const {
+    return list.device.device_type == device.device_type && list.device.device_id == device.device_id;
+  }
+
+  // The segment of this gradient; `owner` is its parameter, or null.
+  __attribute__((always_inline)) inline int64_t add(py::object&& gradient, const Segment& segment, PyObject* owner) {
+    const int64_t next = list.size();
+    const int64_t first = first_in(segment, next);
+    if (first >= 0) {
+      const int64_t twin = twin_of(first, gradient.ptr(), owner, next);
+      if (twin != next) return twin;
+      list.repeated.push_back(next);
+    }
+    list.segments.push_back(segment);
+    list.tiling.add(segment);
+    owners_.push_back(owner);
+    PyList_SET_ITEM(list.tensors.ptr(), next, gradient.release().ptr());
+    return next;
+  }
+
+  std::shared_ptr<TensorList> finish() {
+    const Py_ssize_t all = PyList_GET_SIZE(list.tensors.ptr());
+    if (PyList_SetSlice(list.tensors.ptr(), list.size(), all, nullptr) != 0) throw py::error_already_set();
+    return std::make_shared<TensorList>(std::move(list));
+  }
+
+  TensorList list;
+
+ private:
+  // The first segment in exactly this memory, or -1 after remembering this one, which will be number `next`. Open
+  // addressing over the segments' addresses; empty segments own no memory.
+  __attribute__((always_inline)) inline int64_t first_in(const Segment& s, int64_t next) {
+    if (s.count == 0) return -1;
+    const size_t mask = slots_.size() - 1;
+    size_t slot = mix(reinterpret_cast<uintptr_t>(s.data)) & mask;
+    for (; slots_[slot] >= 0; slot = (slot + 1) & mask) {
+      const Segment& other = list.segments[slots_[slot]];
+      if (other.data == s.data && other.count == s.count && other.dtype == s.dtype) return slots_[slot];
+    }
+    slots_[slot] = static_cast<int32_t>(next);
+    return -1;
+  }
+
+  // What makes two gradients in the memory of segment `first` the same one: an object, or a parameter's memory.
+  using Key = std::tuple<int64_t, const void*, int64_t, int>;
+  static std::optional<Key> owner_key(int64_t first, PyObject* owner) {
+    Segment memory;
+    DLDevice device;
+    if (!owner || !is_plain(owner) || !read_plain(owner, memory, device) || memory.count == 0) return std::nullopt;
+    return Key{first, memory.data, memory.count, static_cast<int>(memory.dtype)};
+  }
+
+  // The segment that this gradient is counted with, which is `next` if none is.
+  int64_t twin_of(int64_t first, PyObject* gradient, PyObject* owner, int64_t next) {
+    if (PyList_GET_ITEM(list.tensors.ptr(), first) == gradient) return first;
+    if (const auto key = owner_key(first, owners_[first])) twins_.emplace(*key, first);
+    const Key by_object{first, gradient, -1, 0};
+    const std::optional<Key> by_owner = owner_key(first, owner);
+    int64_t twin = next;
+    if (const auto known = twins_.find(by_object); known != twins_.end())
+      twin = known->second;
+    else if (by_owner)
+      if (const auto tied = twins_.find(*by_owner); tied != twins_.end()) twin = tied->second;
+    twins_.emplace(by_object, twin);
+    if (by_owner) twins_.emplace(*by_owner, twin);
+    return twin;
+  }
+
+  std::vector<int32_t> slots_;
+  std::vector<PyObject*> owners_;  // borrowed: the caller's list holds them
+  std::map<Key, int64_t> twins_;
+};
+
+class Sweep {
+ public:
+  Sweep(const py::list& items, const py::object& attribute, const py::object& p)
+      : items_(items), attribute_(attribute), p_(p), gradients_(attribute), owned_(!attribute.is_none()) {}
+
+  Gathered run() {
+    const size_t n = items_.size();
+    found_.sources.assign(n, -1);
+    for (size_t i = 0; i < n; ++i) {
+      PyObject* const item = PyList_GET_ITEM(items_.ptr(), i);
+      if (!take(i, item)) look_closer(i, item);
+    }
+    if (devices_.size() > 1) renumber();
+    for (const auto& device : devices_) found_.lists.push_back(device->finish());
+    return std::move(found_);
+  }
+
+ private:
+  // False for what only a survey knows.
+  __attribute__((always_inline)) inline bool take(size_t i, PyObject* item) {
+    if (!is_plain(item) && !PyType_IsSubtype(Py_TYPE(item), torch.tensor)) return false;
+    py::object gradient = gradients_.of(item);
+    if (!gradient) return false;
+    if (gradient.is_none()) return gradients_.settles_none(item);
+    Segment segment;
+    DLDevice device;
+    if (!is_plain(gradient.ptr()) || !read_plain(gradient.ptr(), segment, device)) return false;
+    add(i, item, std::move(gradient), segment, device);
+    if (segment.dtype == DType::kFloat64) last_->list.has_float64 = true;
+    return true;
+  }
+
+  void look_closer(size_t i, PyObject* item) {
+    if (found_.survey.is_none()) found_.survey = py::reinterpret_borrow<py::object>(torch.survey)(attribute_, p_);
+    py::object stand_in = found_.survey.attr("look")(i, py::handle(item));
+    if (stand_in.is_none()) return;
+    found_.has_stand_ins = true;
+    if (py::isinstance<py::int_>(stand_in)) {
+      const size_t same = stand_in.cast<size_t>();
+      found_.sources[i] = found_.sources[same];
+      if (!list_of_.empty()) list_of_[i] = list_of_[same];
+      return;
+    }
+    Segment segment;
+    DLDevice device;
+    if (!is_plain(stand_in.ptr()) || !read_plain(stand_in.ptr(), segment, device))
+      throw std::runtime_error("the survey gave a tensor that is not plain");
+    add(i, item, std::move(stand_in), segment, device);
+  }
+
+  __attribute__((always_inline)) inline void add(size_t i, PyObject* item, py::object&& gradient, const Segment& segment, DLDevice device) {
+    found_.sources[i] = list_on(device).add(std::move(gradient), segment, owned_ ? item : nullptr);
+    if (devices_.size() > 1) note_list(i);
+  }
+
+  __attribute__((always_inline)) inline DeviceList& list_on(DLDevice device) {
+    if (!last_ || !last_->is_on(device)) last_ = find(device);
+    return *last_;
+  }
+
+  DeviceList* find(DLDevice device) {
+    for (const auto& known : devices_)
+      if (known->is_on(device)) return known.get();
+    devices_.push_back(std::make_unique<DeviceList>(device, items_.size()));
+    return devices_.back().get();
+  }
+
+  // Items before the second device are all in the first list.
+  void note_list(size_t i) {
+    list_of_.resize(items_.size());
+    while (devices_[list_of_[i]].get() != last_) ++list_of_[i];
+  }
+
+  // From places in one of the lists to places in all lists one after another.
+  void renumber() {
+    std::vector<int64_t> offsets{0};
+    for (const auto& device : devices_) offsets.push_back(offsets.back() + device->list.size());
+    for (size_t i = 0; i < found_.sources.size(); ++i)
+      if (found_.sources[i] >= 0) found_.sources[i] += offsets[list_of_[i]];
+  }
+
+  const py::list& items_;
+  const py::object& attribute_;
+  const py::object& p_;
+  const Attribute gradients_;
+  const bool owned_;
+  std::vector<std::unique_ptr<DeviceList>> devices_;
+  DeviceList* last_ = nullptr;  // the list that was added to last
+  std::vector<int32_t> list_of_;
+  Gathered found_;
+};
 
 }  // namespace
 
@@ -159,47 +335,22 @@ void bind_torch(py::object tensor_type, py::object parameter_type) {
                              std::to_string(api->header.version.major) + "; fusedclip reads version 1");
   // The types outlive the process's use of them.
   torch = {reinterpret_cast<PyTypeObject*>(tensor_type.release().ptr()),
-           reinterpret_cast<PyTypeObject*>(parameter_type.release().ptr()), api};
+           reinterpret_cast<PyTypeObject*>(parameter_type.release().ptr()), nullptr, api};
 }
 
-std::optional<TensorList> collect(const py::list& items, const py::object& attribute,
-                                  std::optional<DLDeviceType> only_on) {
-  if (!torch.dlpack) throw std::runtime_error("bind_torch() comes first");
-  TensorList list;
-  const size_t n = items.size();
-  SeenMemory seen(n);
-  const Attribute gradients(attribute);
-  list.tensors = py::list(n);  // empty places, filled from the front: appending would cost 6 ns each
-  list.segments.reserve(n);
-  list.tiling.reserve(n);
-  list.sources.assign(n, -1);
-  for (size_t i = 0; i < n; ++i) {
-    PyObject* const item = PyList_GET_ITEM(items.ptr(), i);
-    if (!is_tensor(item)) return std::nullopt;
-    py::object grad = gradients.of(item);
-    if (!grad) return forgive(PyExc_AttributeError), std::nullopt;
-    if (grad.is_none() && !attribute.is_none()) continue;
-    DLTensor t;
-    if (!is_plain(grad.ptr())) return std::nullopt;
-    if (torch.dlpack->dltensor_from_py_object_no_sync(grad.ptr(), &t) != 0)
-      return forgive(PyExc_Exception), std::nullopt;
-    const std::optional<Segment> segment = segment_of(t);
-    if (!segment) return std::nullopt;
-    if (list.size() == 0) list.device = t.device;
-    if (only_on && t.device.device_type != *only_on) return std::nullopt;
-    if (t.device.device_type != list.device.device_type || t.device.device_id != list.device.device_id)
-      return std::nullopt;
+void bind_survey(py::object survey_type) { torch.survey = survey_type.release().ptr(); }
 
-    const int64_t same = seen.find_or_add(list.segments, *segment, list.size());
-    list.sources[i] = same >= 0 ? same : list.size();
-    if (same >= 0) continue;
-    list.segments.push_back(*segment);
-    list.tiling.add(*segment);
-    PyList_SET_ITEM(list.tensors.ptr(), list.size() - 1, grad.release().ptr());
-    list.has_float64 |= segment->dtype == DType::kFloat64;
-  }
-  if (PyList_SetSlice(list.tensors.ptr(), list.size(), n, nullptr) != 0) throw py::error_already_set();
-  return list;
+Gathered gather(const py::list& items, const py::object& attribute, const py::object& p) {
+  if (!torch.dlpack || !torch.survey) throw std::runtime_error("bind_torch() and bind_survey() come first");
+  return Sweep(items, attribute, p).run();
+}
+
+bool overlaps(const TensorList& list, const std::vector<std::pair<uintptr_t, int64_t>>& more) {
+  std::vector<Segment> all = list.segments;
+  const int64_t size = size_of(DType::kFloat16);
+  for (const auto& [address, bytes] : more)
+    all.push_back({reinterpret_cast<void*>(address), bytes / size, DType::kFloat16});
+  return overlap(all);
 }
 
 void* current_stream(const TensorList& list) {

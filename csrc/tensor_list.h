@@ -3,8 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
-#include <optional>
-#include <string>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "dlpack.h"
@@ -14,27 +14,47 @@ namespace fusedclip {
 
 namespace py = pybind11;
 
-// The gradients of one device, ready to be read and written in place, each stretch of memory once.
+// The gradients of one device, ready to be read and written in place.
 struct TensorList {
   py::list tensors;  // one per segment; keeps the memory alive
   std::vector<Segment> segments;
   Tiling tiling;
-  std::vector<int64_t> sources;  // per item of that list: its segment, or -1 where there was no gradient
+  // Segments that lie in the memory of an earlier one, of another parameter: they count, and are written with it.
+  std::vector<int64_t> repeated;
   DLDevice device{kDLCPU, 0};
   bool has_float64 = false;
 
   int64_t size() const { return static_cast<int64_t>(segments.size()); }
 };
 
+// The gradients of a list of parameters.
+struct Gathered {
+  std::vector<std::shared_ptr<TensorList>> lists;  // one per device, in the order of first appearance
+  std::vector<int64_t> sources;  // per item: the place of its gradient in the lists one after another, -1 for none
+  py::object survey = py::none();  // what took a closer look, if anything needed one
+  bool has_stand_ins = false;      // some segments stand for gradients that could not be taken as they are
+
+  // Plain dense gradients on the CPU, each stretch of memory once: nothing is left for Python to think about.
+  bool is_ordinary() const {
+    return lists.size() == 1 && lists[0]->device.device_type == kDLCPU && !has_stand_ins && lists[0]->repeated.empty();
+  }
+};
+
 // Remembers torch's tensor types and its exchange API. Called once, at import, before anything else here.
 void bind_torch(py::object tensor_type, py::object parameter_type);
 
+// Remembers the type that takes closer looks.
+void bind_survey(py::object survey_type);
+
 // The gradients of `items`: each item's attribute `attribute`, or the items themselves if none is named.
-// std::nullopt if any of them is not a plain one (exact type, one supported dtype, dense, all on one device, which is
-// of type `only_on` if that is given): fusedclip/grads.py then goes through them one by one, with a reason for what it
-// refuses.
-std::optional<TensorList> collect(const py::list& items, const py::object& attribute,
-                                  std::optional<DLDeviceType> only_on = std::nullopt);
+//
+// What is not plain (exact type, supported dtype, dense) goes to a survey(attribute, p), made when it is first needed:
+// look(i, item) gives None where there is no gradient, the number of an earlier item with the same one, or a plain
+// tensor to read in its stead; or raises. The survey knows why (fusedclip/gradients/survey.py).
+Gathered gather(const py::list& items, const py::object& attribute, const py::object& p);
+
+// Whether any two of its segments, or of these stretches of memory (address, bytes) beside them, share a byte.
+bool overlaps(const TensorList& list, const std::vector<std::pair<uintptr_t, int64_t>>& more);
 
 // The stream that torch is working on just now, on the list's device.
 void* current_stream(const TensorList& list);

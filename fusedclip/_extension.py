@@ -1,6 +1,7 @@
 """The compiled module, or the reason why there is none. Imported after torch, whose OpenMP runtime it uses."""
 
 import importlib.util
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
@@ -28,3 +29,14 @@ else:
         C = _load()
     except (ImportError, RuntimeError) as error:
         reason = f"the extension is built but did not load: {error}"
+
+
+def subnormals_count(device: torch.device, threads: int = 0) -> AbstractContextManager[None]:
+    """Inside it torch's own operations neither read nor write subnormals as zeros, whatever set_flush_denormal says.
+
+    On so many threads of torch's, all of them unless told otherwise. The compiled engine sees to that by itself.
+    """
+    if C is None or device.type != "cpu":
+        return nullcontext()
+    context: AbstractContextManager[None] = C.TeamUnderflow(threads or torch.get_num_threads())
+    return context

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from . import norms, passes
-from .clip import clip_grad_norm_
-from .grads import Gradients, gather
+from . import passes
+from .arguments import check_group, check_max_norm, check_norm_type
+from .gradients import Gradients, gather
 from .norms import ClipRule
 
 if TYPE_CHECKING:
@@ -65,29 +65,33 @@ def unscale_and_clip_grad_norm_(
 
     Deterministic, as `fusedclip.clip_grad_norm_` is.
     """
-    p, rule = norms.check_norm_type(norm_type), ClipRule(norms.check_max_norm(max_norm))
+    p, rule = check_norm_type(norm_type), ClipRule(check_max_norm(max_norm))
+    check_group(group)
     if not isinstance(scaler, torch.amp.GradScaler) or not isinstance(optimizer, torch.optim.Optimizer):
         given = f"{type(scaler).__name__} and {type(optimizer).__name__}"
         raise TypeError(f"unscale_and_clip_grad_norm_ takes a GradScaler and an optimizer, in this order, got {given}")
+    grads_of = _parameters(optimizer)
     if not scaler.is_enabled():
-        return clip_grad_norm_(_parameters(optimizer), max_norm, norm_type, error_if_nonfinite, group=group)
+        return passes.clip_(gather(grads_of, p=p), p, rule, error_if_nonfinite=error_if_nonfinite, group=group).norm
     state, inverse = _begin(scaler, optimizer, group)
-    grads = gather(_parameters(optimizer), p=p)
+    grads = gather(grads_of, p=p)
     if not allow_fp16:
         _refuse_fp16(grads)
-    exact, _ = passes.clip_(
-        grads,
-        p,
-        rule,
-        error_if_nonfinite=error_if_nonfinite,
-        group=group,
-        multiplier=inverse,
-        dtype=torch.float64,
-    )
-    found_inf = passes.found_inf(grads, p, exact, group)
-    state["found_inf_per_device"] = _per_device(found_inf, grads, inverse.device, needed=group is not None)
-    state["stage"] = OptState.UNSCALED
-    return exact.to(grads.dtype)
+    exact: Tensor | None = None
+    try:
+        exact = passes.clip_(
+            grads,
+            p,
+            rule,
+            error_if_nonfinite=error_if_nonfinite,
+            group=group,
+            multiplier=inverse,
+            dtype=torch.float64,
+        ).norm
+    finally:
+        if exact is not None or grads.is_written:  # an interrupt after the write must not have them unscaled twice
+            _note_unscaled(state, grads, p, exact, inverse.device, group)
+    return passes.as_result(exact, grads)
 
 
 class GradScaler(torch.amp.GradScaler):
@@ -142,12 +146,29 @@ def _begin(
     return state, scale.double().reciprocal().float()  # torch's value, which is exact for powers of two
 
 
+def _note_unscaled(
+    state: dict[str, Any],
+    grads: Gradients,
+    p: float,
+    exact: Tensor | None,
+    home: torch.device,
+    group: "ProcessGroup | None",
+) -> None:
+    """Tell the scaler that these gradients are unscaled, and whether they were finite."""
+    if exact is None:  # the interrupt took the norm away: read again, without the other ranks, who know by themselves
+        found_inf = passes.found_inf_by_reading(grads, None)
+    else:
+        found_inf = passes.found_inf(grads, p, exact, group)
+    state["found_inf_per_device"] = _per_device(found_inf, grads, home, needed=group is not None)
+    state["stage"] = OptState.UNSCALED
+
+
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _refuse_fp16(grads: Gradients) -> None:
-    if any(tensor.dtype == torch.float16 for batch in grads.writes for tensor in batch.tensors):
+    if any(tensor.dtype == torch.float16 for write in grads.writes for tensor in write.batch.tensors):
         raise ValueError("Attempting to unscale FP16 gradients. allow_fp16=True does it all the same")
 
 
@@ -157,5 +178,5 @@ def _per_device(found_inf: Tensor, grads: Gradients, home: torch.device, *, need
     They add these up, and the fused optimizers skip at a sum of exactly 1: one device carries the answer, the others 0.
     `needed`: the scaler's own device carries it where there is no gradient, but other ranks skip or don't.
     """
-    devices = [batch.device for batch in grads.writes] or [home] * needed
+    devices = [batch.device for batch in grads.reads] or [home] * needed
     return {d: found_inf.to(d) if d == devices[0] else found_inf.new_zeros((), device=d) for d in devices}

@@ -1,21 +1,32 @@
 """The drop-in functions: torch's names, argument order and defaults; what is ours is keyword-only."""
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, SupportsFloat
 
 from torch import Tensor
 
-from . import backends, norms, passes
-from .grads import as_list, gather, gather_tensors
+from . import norms, passes
+from .arguments import (
+    Limit,
+    Tensors,
+    as_list,
+    check_clip_value,
+    check_group,
+    check_max_norm,
+    check_norm_type,
+    check_on_nonfinite,
+    check_total_norm,
+    explain_no_gradients,
+    parameter_list,
+)
+from .gradients import Gradients, gather
 from .norms import ClipRule
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-Tensors = Iterable[Tensor] | Tensor
-Limit = SupportsFloat | str | Tensor
-OnNonfinite = Literal["propagate", "zero"]
+_POLICIES = ("propagate", "zero")
+_MEASURE = ClipRule(math.inf)
 
 
 def clip_grad_norm_(
@@ -25,7 +36,7 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
     *,
-    on_nonfinite: OnNonfinite = "propagate",
+    on_nonfinite: Literal["propagate", "zero"] = "propagate",
     group: "ProcessGroup | None" = None,
     grad_attr: str = "grad",
 ) -> Tensor:
@@ -66,15 +77,13 @@ def clip_grad_norm_(
     Source: Pascanu, Mikolov and Bengio 2013, "On the difficulty of training recurrent neural networks", algorithm 1;
     the constant 1e-6 is torch's.
     """
-    p, limit, zero = norms.check_norm_type(norm_type), norms.check_max_norm(max_norm), _wants_zeros(on_nonfinite)
-    items = _parameters(parameters, grad_attr)
-    # Nothing stands between the two passes, and the limit is not on a device.
-    if group is None and not error_if_nonfinite and isinstance(limit, float):
-        norm = backends.for_lists().clip_list_(items, grad_attr, p, limit, zero)
-        if norm is not None:
-            return norm
-    grads = gather(items, grad_attr, p=p)
-    return passes.clip_(grads, p, ClipRule(limit, zero), error_if_nonfinite=error_if_nonfinite, group=group).norm
+    p, limit = check_norm_type(norm_type), check_max_norm(max_norm)
+    zero = on_nonfinite != "propagate" and check_on_nonfinite(on_nonfinite, _POLICIES) == "zero"
+    if group is not None:
+        check_group(group)
+    items = parameter_list(parameters, grad_attr)
+    rule = ClipRule(limit, zero)
+    return passes.clip_list_(items, grad_attr, p, rule, error_if_nonfinite=error_if_nonfinite, group=group)
 
 
 def get_total_norm(
@@ -89,12 +98,11 @@ def get_total_norm(
 
     Arguments, result and errors are those of `clip_grad_norm_`.
     """
-    p, items = norms.check_norm_type(norm_type), as_list(tensors, "tensors")
-    if group is None and not error_if_nonfinite:
-        norm = backends.for_lists().clip_list_(items, None, p, math.inf, False)
-        if norm is not None:
-            return norm
-    return passes.norm(gather_tensors(items, p=p), p, error_if_nonfinite=error_if_nonfinite, group=group)
+    p = check_norm_type(norm_type)
+    if group is not None:
+        check_group(group)
+    items = as_list(tensors, "tensors")
+    return passes.clip_list_(items, None, p, _MEASURE, error_if_nonfinite=error_if_nonfinite, group=group)
 
 
 def clip_grads_with_norm_(
@@ -114,11 +122,10 @@ def clip_grads_with_norm_(
     Raises:
         TypeError, ValueError: also for a `total_norm` below 0. Every gradient is then as it was.
     """
-    limit = norms.check_max_norm(max_norm)
-    norm = norms.check_total_norm(total_norm)
-    grads = gather(_parameters(parameters, grad_attr), grad_attr)
-    if grads.writes:
-        passes.scale_(grads, norms.coefficient(norms.on_device(norm, grads.device), ClipRule(limit)))
+    limit, norm = check_max_norm(max_norm), check_total_norm(total_norm)
+    grads = _gather(parameters, grad_attr)
+    if grads.reads:
+        passes.scale_(grads, ClipRule(limit)(norms.on_device(norm, grads.device)))
 
 
 def clip_grad_value_(
@@ -133,8 +140,8 @@ def clip_grad_value_(
     Raises:
         TypeError, ValueError, RuntimeError: naming the culprit; every gradient is then as it was.
     """
-    bound = norms.check_clip_value(clip_value)
-    passes.clamp_(gather(_parameters(parameters, grad_attr), grad_attr, p=None), bound)
+    bound = check_clip_value(clip_value)
+    passes.clamp_(_gather(parameters, grad_attr, p=None), bound)
 
 
 def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0) -> Tensor:
@@ -143,8 +150,8 @@ def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0)
     Returns:
         [T], one per tensor in the order given, fp32 (fp64 if any tensor is), on the first tensor's device.
     """
-    p = norms.check_norm_type(norm_type)
-    grads = gather_tensors(as_list(tensors, "tensors"), p=p)
+    p = check_norm_type(norm_type)
+    grads = gather(as_list(tensors, "tensors"), None, p=p)
     return passes.spread(norms.finish(passes.lift_each(grads, p), p), grads)
 
 
@@ -160,20 +167,16 @@ def clip_grad_norm_per_tensor_(
         [T], the norms before clipping, one per parameter in the order given (0 for one without a gradient), fp32 (fp64
         if any gradient is), on the first gradient's device. Does not wait for the device.
     """
-    p, limit = norms.check_norm_type(norm_type), norms.check_max_norm(max_norm)
-    grads = gather(_parameters(parameters, grad_attr), grad_attr, p=p)
+    p, limit = check_norm_type(norm_type), check_max_norm(max_norm)
+    grads = _gather(parameters, grad_attr, p=p)
     each = norms.finish(passes.lift_each(grads, p), p)
-    passes.scale_(grads, norms.coefficient(each, ClipRule(limit)))
+    passes.scale_(grads, ClipRule(limit)(each))
     return passes.spread(each, grads)
 
 
-def _parameters(parameters: Tensors, grad_attr: str) -> list[Tensor]:
-    if not isinstance(grad_attr, str):
-        raise TypeError(f"grad_attr must be the name of an attribute, got {grad_attr!r}")
-    return as_list(parameters, "parameters")
-
-
-def _wants_zeros(on_nonfinite: str) -> bool:
-    if on_nonfinite not in ("propagate", "zero"):
-        raise ValueError(f"on_nonfinite must be 'propagate' or 'zero', got {on_nonfinite!r}")
-    return on_nonfinite == "zero"
+def _gather(parameters: Tensors, grad_attr: str, *, p: float | None = 2.0) -> Gradients:
+    items = parameter_list(parameters, grad_attr)
+    grads = gather(items, grad_attr, p=p)
+    if not grads.reads:
+        explain_no_gradients(items, grad_attr)
+    return grads

@@ -14,7 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from . import norms, passes
 from ._fused_step import Stepping, any_of, divides, is_nested, make_momentum, refuse_dampening
-from .grads import Gradients, gather
+from .arguments import check_max_norm, check_norm_type
+from .gradients import Gradients, gather, shares_memory
 from .norms import ClipRule
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def clip_on_step(
     #     SGD, momentum  1.29     1.29     1.77     1.54
     if on_nonfinite not in ("propagate", "skip"):
         raise ValueError(f"on_nonfinite must be 'propagate' or 'skip', got {on_nonfinite!r}")
-    limit, p = norms.check_max_norm(max_norm), norms.check_norm_type(norm_type)
+    limit, p = check_max_norm(max_norm), check_norm_type(norm_type)
     handle = ClipOnStep(limit, p, on_nonfinite == "skip", defer, group)
     handle._register(optimizer)
     return handle
@@ -212,11 +213,11 @@ class ClipOnStep:
             if group.get("max_norm") is None:
                 rest += group["params"]
             else:
-                own[i] = gather(list(group["params"]), p=self._p), norms.check_max_norm(group["max_norm"])
+                own[i] = gather(list(group["params"]), p=self._p), check_max_norm(group["max_norm"])
         return own, gather(rest, p=self._p)
 
     def _defers(self, optimizer: Optimizer, grads: Gradients, *, scaled: bool) -> bool:
-        if grads.has_duplicates():
+        if shares_memory(grads):
             if self._defer:
                 raise ValueError(
                     "defer=True has the optimizer divide every gradient, and two parameters share the memory of one, "

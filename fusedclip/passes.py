@@ -1,25 +1,139 @@
-"""The read pass and the conditional write pass over a set of gradients: what everything above composes.
+"""The one door to the engines: gradients are measured, a rule makes a coefficient of that, the gradients are scaled.
 
-lift_each   [U] lifted values, one per gradient          (read pass)
-total       0-d, over all of them and all ranks of a group
-scale_      gradients times a coefficient                (write pass, skipped where that is 1)
-clip_       all of it; a single call of the engine where nothing stands between the two passes
-measure     all of it but the write pass
+clip_list_       all of it for a list, in one call of the extension where nothing stands between the two passes
+clip_            all of it for gradients that have been gathered
+measure, norm    all of it but the write pass
+lift_each        the read pass
+scale_, clamp_   the write pass
+
+Everything is checked before the first write. Autograd is told of what was written, and stand-ins of gradients are
+brought home, here alone, and also when an interrupt arrives while an engine writes.
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from . import norms
-from .backends import serving
-from .grads import Gradients
+from . import backends, norms
+from ._extension import subnormals_count
+from .arguments import explain_no_gradients
+from .backends import Backend, Written, serving
+from .gradients import Gradients, Write, from_sweep, gather, refuse_shared
 from .norms import Clipped, ClipRule
+from .torch_internals import increment_version
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+# What an engine does to one batch of what is written, whose first tensor has this place.
+Writing = Callable[[Backend, Write, int], Written]
+
+
+def clip_list_(
+    items: list[Tensor],
+    attribute: str | None,
+    p: float,
+    rule: ClipRule,
+    *,
+    error_if_nonfinite: bool = False,
+    group: "ProcessGroup | None" = None,
+) -> Tensor:
+    """The norm of the gradients of `items`, which are clipped; or of the items themselves, if `attribute` is None."""
+    in_one_call = group is None and not error_if_nonfinite and type(rule.max_norm) is float
+    engine = backends.for_lists() if in_one_call else None
+    if engine is None:
+        grads = gather(items, attribute, p=p)
+    else:
+        written: list[Tensor] = []
+        try:
+            found = engine.clip_list_(items, attribute, p, rule, written)
+        finally:
+            if written:
+                increment_version(written)
+        if type(found) is Tensor:
+            return found
+        grads = from_sweep(found, attribute)
+    if attribute is None:
+        return norm(grads, p, error_if_nonfinite=error_if_nonfinite, group=group)
+    if not grads.reads:
+        explain_no_gradients(items, attribute)
+    return clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group).norm
+
+
+def clip_(
+    grads: Gradients,
+    p: float,
+    rule: ClipRule,
+    *,
+    error_if_nonfinite: bool = False,
+    group: "ProcessGroup | None" = None,
+    multiplier: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Clipped:
+    """Clip to the rule; the norm is in `dtype`, that of results unless given.
+
+    `multiplier` (0-d, on any device): the gradients are multiplied by it as well, in the same write pass; norm and rule
+    are those of the product.
+    """
+    if group is None and not error_if_nonfinite and len(grads.reads) == 1 and grads.writes[0].places is None:
+        engine = serving(grads.reads[0])
+        if engine.fuses(p):
+            return _clip_in_one(grads, engine, p, rule, multiplier, dtype or grads.dtype)
+    exact, coef = measure(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group, multiplier=multiplier)
+    scale_(grads, coef, zero=rule.zero_nonfinite)
+    return Clipped(_rounded(exact, dtype or grads.dtype, finite=error_if_nonfinite), coef)
+
+
+def _clip_in_one(
+    grads: Gradients, engine: Backend, p: float, rule: ClipRule, multiplier: Tensor | None, dtype: torch.dtype
+) -> Clipped:
+    clipped: list[Clipped] = []
+
+    def write(engine: Backend, write: Write, first: int) -> Written:
+        there = None if multiplier is None else multiplier.to(write.batch.device)
+        found, written = engine.clip_(write.batch, p, rule, dtype, multiplier=there)
+        clipped.append(found)
+        return written
+
+    _write_one(grads, engine, grads.writes[0], 0, write)
+    return clipped[0]
+
+
+def measure(
+    grads: Gradients,
+    p: float,
+    rule: ClipRule,
+    *,
+    error_if_nonfinite: bool = False,
+    group: "ProcessGroup | None" = None,
+    multiplier: Tensor | None = None,
+) -> Clipped:
+    """What `clip_` does but for the write pass: the coefficient is for someone else to apply. The norm is in fp64."""
+    if not grads.reads and group is None:
+        return Clipped(_nothing().double(), torch.ones((), dtype=torch.float64, device="cpu"))
+    return norms.clipped(_exact_norm(grads, p, error_if_nonfinite, group), p, rule, multiplier)
+
+
+def norm(grads: Gradients, p: float, *, error_if_nonfinite: bool, group: "ProcessGroup | None") -> Tensor:
+    """The norm of all gradients, in the dtype of results. Waits for the device only if `error_if_nonfinite`."""
+    if not grads.reads and group is None:
+        return _nothing()
+    if len(grads.reads) == 1 and group is None and not error_if_nonfinite:
+        engine = serving(grads.reads[0])
+        if engine.fuses(p):
+            return engine.norm(grads.reads[0], p, grads.dtype)
+    return as_result(_exact_norm(grads, p, error_if_nonfinite, group), grads, finite=error_if_nonfinite)
+
+
+def _exact_norm(grads: Gradients, p: float, error_if_nonfinite: bool, group: "ProcessGroup | None") -> Tensor:
+    lifted = lift_each(grads, p)
+    exact = norms.finish(total(lifted, p, group), p)
+    if error_if_nonfinite:
+        _raise_if_nonfinite(exact, lifted, grads, p)
+    return exact
 
 
 def lift_each(grads: Gradients, p: float) -> Tensor:
@@ -40,65 +154,6 @@ def total(lifted: Tensor, p: float, group: "ProcessGroup | None") -> Tensor:
     return merge_ranks(whole, p, group)
 
 
-def norm(grads: Gradients, p: float, *, error_if_nonfinite: bool, group: "ProcessGroup | None") -> Tensor:
-    """The norm of all gradients, in the dtype of results. Waits for the device only if `error_if_nonfinite`."""
-    if not grads.reads and group is None:
-        return _nothing()
-    if len(grads.reads) == 1 and group is None and not error_if_nonfinite:
-        return serving(grads.reads[0]).norm(grads.reads[0], p, grads.dtype)
-    lifted = lift_each(grads, p)
-    exact = norms.finish(total(lifted, p, group), p)
-    if error_if_nonfinite:
-        _raise_if_nonfinite(exact, lifted, grads, p)
-    return exact.to(grads.dtype)
-
-
-def clip_(
-    grads: Gradients,
-    p: float,
-    rule: ClipRule,
-    *,
-    error_if_nonfinite: bool = False,
-    group: "ProcessGroup | None" = None,
-    multiplier: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> Clipped:
-    """Clip to the rule; the norm is in `dtype`, that of results unless given. Nothing has been written if this raises.
-
-    `multiplier` (0-d, on any device): the gradients are multiplied by it as well, in the same write pass; norm and rule
-    are those of the product.
-    """
-    dtype = dtype or grads.dtype
-    if group is None and not error_if_nonfinite and len(grads.reads) == 1 and grads.reads is grads.writes:
-        batch = grads.reads[0]
-        there = None if multiplier is None else multiplier.to(batch.device, non_blocking=True)
-        clipped = serving(batch).clip_(batch, p, rule, dtype, multiplier=there)
-        grads.write_back(clipped.coef)
-        return clipped
-    exact, coef = measure(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group, multiplier=multiplier)
-    scale_(grads, coef, zero=rule.zero_nonfinite)
-    return Clipped(exact.to(dtype), coef)
-
-
-def measure(
-    grads: Gradients,
-    p: float,
-    rule: ClipRule,
-    *,
-    error_if_nonfinite: bool = False,
-    group: "ProcessGroup | None" = None,
-    multiplier: Tensor | None = None,
-) -> Clipped:
-    """What `clip_` does but for the write pass: the coefficient is for someone else to apply. The norm is in fp64."""
-    if not grads.reads and group is None:
-        return Clipped(_nothing().double(), torch.ones((), dtype=torch.float64, device="cpu"))
-    lifted = lift_each(grads, p)
-    exact = norms.finish(total(lifted, p, group), p)
-    if error_if_nonfinite:
-        _raise_if_nonfinite(exact, lifted, grads, p)
-    return norms.clipped(exact, p, rule, multiplier)
-
-
 def found_inf(grads: Gradients, p: float, exact: Tensor, group: "ProcessGroup | None") -> Tensor:
     """Whether any gradient (of any rank of the group) is NaN or inf: 1 or 0, fp32, 0-d, as torch's optimizers want it.
 
@@ -107,25 +162,71 @@ def found_inf(grads: Gradients, p: float, exact: Tensor, group: "ProcessGroup | 
     """
     # Ranks may hold different dtypes, and have to agree on whether there is another all-reduce.
     if not norms.shows_nonfinite(p, grads.dtype if group is None else torch.float32):
-        exact = total(lift_each(grads, math.inf), math.inf, group)
+        return found_inf_by_reading(grads, group)
     return exact.isfinite().logical_not().to(torch.float32)
+
+
+def found_inf_by_reading(grads: Gradients, group: "ProcessGroup | None") -> Tensor:
+    """The same from a read pass of its own."""
+    return found_inf(grads, math.inf, total(lift_each(grads, math.inf), math.inf, group), None)
 
 
 def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False) -> None:
     """Gradients times `coef`: fp64, 0-d, or [U] for one each in the order of the batches."""
-    start = 0
-    for batch in grads.writes:
-        part = coef if coef.dim() == 0 else coef[start : start + len(batch.tensors)]
-        start += len(batch.tensors)
-        serving(batch).scale_(batch, part.to(batch.device), zero=zero)
-    grads.write_back(coef)
+    if coef.dim():
+        refuse_shared(grads)
+
+    def write(engine: Backend, write: Write, first: int) -> Written:
+        part = coef
+        if coef.dim():
+            part = coef[first : first + write.read_count]
+            if write.places is not None:
+                part = part[_index(write.places, part.device)]
+        return engine.scale_(write.batch, part.to(write.batch.device), zero=zero)
+
+    _write_all(grads, write)
 
 
 def clamp_(grads: Gradients, bound: float) -> None:
     """Every element into [-bound, bound]."""
-    for batch in grads.writes:
-        serving(batch).clamp_(batch, bound)
-    grads.write_back()
+    _write_all(grads, lambda engine, write, first: engine.clamp_(write.batch, bound))
+
+
+def _write_all(grads: Gradients, writing: Writing) -> None:
+    """To every batch, even if an interrupt arrives on the way: half of a list is never written."""
+    engines = [serving(write.batch) for write in grads.writes]
+    interrupted: KeyboardInterrupt | None = None
+    for engine, write, first in zip(engines, grads.writes, grads.first_places(), strict=True):
+        try:
+            _write_one(grads, engine, write, first, writing)
+        except KeyboardInterrupt as interrupt:
+            interrupted = interrupt
+    if interrupted is not None:
+        raise interrupted
+
+
+def _write_one(grads: Gradients, engine: Backend, write: Write, first: int, writing: Writing) -> None:
+    written: Written = True  # for all that is known when an interrupt comes between the engine and its answer
+    try:
+        written = writing(engine, write, first)
+    except (RuntimeError, TypeError, ValueError, MemoryError):  # the engine's own
+        written = False
+        raise
+    finally:
+        if written:
+            grads.is_written = True
+            _tell_autograd(grads, write, written)
+            grads.bring_home(write, first, written)
+
+
+def _tell_autograd(grads: Gradients, write: Write, written: Written) -> None:
+    """Writes through a raw pointer don't bump the version counters by themselves."""
+    tensors = write.batch.tensors
+    if not isinstance(written, bool):
+        tensors = [tensor for tensor, changed in zip(tensors, written, strict=True) if changed]
+    increment_version(tensors)
+    if grads.repeated:  # whichever of them lies in what was written
+        increment_version([tensor for place, tensor in enumerate(grads.tensors()) if place in grads.repeated])
 
 
 def spread(values: Tensor, grads: Gradients) -> Tensor:
@@ -133,11 +234,29 @@ def spread(values: Tensor, grads: Gradients) -> Tensor:
 
     An entry without a gradient gets 0.
     """
-    values = values.to(grads.dtype)
+    values = as_result(values, grads)
     if grads.sources == list(range(len(values))):
         return values
-    padded = torch.cat([values, values.new_zeros(1)])
-    return torch.stack([padded[place] for place in grads.sources])  # a list as index would have the host wait
+    return torch.cat([values, values.new_zeros(1)])[_index(grads.sources, values.device)]  # -1: the last
+
+
+def _index(places: list[int], device: torch.device) -> Tensor:
+    """Places as an index that the host need not wait for."""
+    index = torch.tensor(places, dtype=torch.int64, device="cpu")
+    return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
+
+
+def as_result(exact: Tensor, grads: Gradients, *, finite: bool = False) -> Tensor:
+    """fp64 values in the dtype of results. `finite`: as they are, if they would leave its range."""
+    return _rounded(exact, grads.dtype, finite=finite)
+
+
+def _rounded(exact: Tensor, dtype: torch.dtype, *, finite: bool) -> Tensor:
+    if exact.dtype == dtype:
+        return exact
+    with subnormals_count(exact.device, threads=1):
+        rounded = exact.to(dtype)
+    return exact if finite and not rounded.isfinite() else rounded
 
 
 def _nothing() -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from fusedclip import backends
 from fusedclip.backends import ORDER
-from fusedclip.grads import FLOATING
+from fusedclip.dtypes import FLOATING
 
 # Interpreted kernels are slow: there the property tests get fewer examples, by this variable.
 EXAMPLES = int(os.environ.get("FUSEDCLIP_EXAMPLES", "2000"))

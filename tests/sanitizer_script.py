@@ -14,7 +14,7 @@ import math
 import torch
 
 from fusedclip.backends import cuda
-from fusedclip.grads import Batch
+from fusedclip.gradients import Batch
 from fusedclip.norms import ClipRule
 
 DEVICE = torch.device("cuda")

@@ -11,7 +11,7 @@ from torch.amp.grad_scaler import GradScaler as TorchScaler
 from torch.amp.grad_scaler import OptState
 
 from fusedclip import amp, backends, passes
-from fusedclip.grads import gather
+from fusedclip.gradients import gather
 from fusedclip.norms import ClipRule
 
 from . import oracle

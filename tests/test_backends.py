@@ -30,7 +30,7 @@ def test_the_cpu_engine_is_preferred_and_the_reference_is_always_there() -> None
     names = backends.available()
     assert names[-1] == "reference"
     assert "cpu" in names
-    assert backends.serving(fusedclip.grads.Batch([torch.ones(1)], torch.device("cpu"))).name == "cpu"
+    assert backends.serving(fusedclip.gradients.Batch([torch.ones(1)], torch.device("cpu"))).name == "cpu"
 
 
 def test_use_forces_an_engine_and_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,7 @@ def test_unknown_name() -> None:
 
 
 def test_a_forced_engine_that_cannot_serve_says_why() -> None:
-    meta = fusedclip.grads.Batch([torch.ones(1, device="meta")], torch.device("meta"))
+    meta = fusedclip.gradients.Batch([torch.ones(1, device="meta")], torch.device("meta"))
     with backends.use("cpu"), pytest.raises(RuntimeError, match=r"'cpu' is forced .* serves the CPU, not meta"):
         backends.serving(meta)
 

@@ -9,7 +9,7 @@ import torch
 import fusedclip
 from fusedclip import _extension, passes
 from fusedclip.backends import serving
-from fusedclip.grads import gather, gather_tensors
+from fusedclip.gradients import gather
 from fusedclip.norms import ClipRule
 
 from .conftest import Engine, parameters
@@ -63,7 +63,7 @@ def test_whole_lists_and_batches(p: float) -> None:
         assert fusedclip.backends.for_lists().clip_list_(whole, None, p, math.inf, False) is not None
         total = fusedclip.get_total_norm(whole, p)
         norm = fusedclip.clip_grad_norm_(parameters(whole), 1.0, p)
-        (batch,) = gather_tensors(batched).reads
+        (batch,) = gather(batched, None).reads
         assert torch.equal(serving(batch).norm(batch, p, torch.float64), total)
         clipped = passes.clip_(gather(parameters(batched)), p, ClipRule(1.0))
     assert all(torch.equal(a, b) for a, b in zip([norm, *whole], [clipped.norm, *batched], strict=True))

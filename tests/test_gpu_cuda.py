@@ -10,7 +10,7 @@ import torch
 import fusedclip
 from fusedclip import _extension, backends
 from fusedclip.backends import cuda
-from fusedclip.grads import Batch
+from fusedclip.gradients import Batch
 from fusedclip.norms import ClipRule
 
 from . import oracle

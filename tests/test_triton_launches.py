@@ -15,7 +15,8 @@ from torch import Tensor
 from fusedclip import norms
 from fusedclip.backends.base import Backend
 from fusedclip.backends.triton import Triton
-from fusedclip.grads import FLOATING, Batch
+from fusedclip.dtypes import FLOATING
+from fusedclip.gradients import Batch
 from fusedclip.norms import ClipRule
 
 from . import oracle

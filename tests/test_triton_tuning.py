@@ -125,7 +125,7 @@ def test_a_bad_file_names_itself(path: Path, text: str, reason: str) -> None:
 def test_what_is_forced_has_tables_of_its_own(path: Path) -> None:
     pytest.importorskip("triton")
     from fusedclip.backends.triton import tables
-    from fusedclip.grads import Batch
+    from fusedclip.gradients import Batch
 
     tuning.write_rows(path, [ROW])
     batch = Batch([torch.zeros(7, dtype=torch.float32)], CPU)

@@ -2,6 +2,8 @@
 // two pools spin against each other. That is why this is compiled with -fopenmp and linked without.
 #pragma once
 
+#include <vector>
+
 #include "float_environment.h"
 
 #ifdef _OPENMP
@@ -14,20 +16,43 @@ namespace fusedclip::cpu {
 
 // Calls body(thread, threads) on each thread of a team; the runtime may give fewer threads than asked for.
 template <class Body>
-void in_parallel(int threads, const Body& body) {
+void on_team(int threads, const Body& body) {
 #ifdef _OPENMP
   if (threads > 1 && omp_get_thread_num) {
 #pragma omp parallel num_threads(threads)
-    {
-      const GradualUnderflow exact;
-      body(omp_get_thread_num(), omp_get_num_threads());
-    }
+    body(omp_get_thread_num(), omp_get_num_threads());
     return;
   }
 #endif
-  const GradualUnderflow exact;
   body(0, 1);
 }
+
+// The same, and subnormal numbers count.
+template <class Body>
+void in_parallel(int threads, const Body& body) {
+  on_team(threads, [&](int thread, int team) {
+    const GradualUnderflow exact;
+    body(thread, team);
+  });
+}
+
+// For torch's own operations: between begin() and end() none of its threads flushes subnormals.
+class TeamUnderflow {
+ public:
+  explicit TeamUnderflow(int threads) : before_(threads) {}
+  void begin() {
+    on_team(static_cast<int>(before_.size()), [&](int thread, int) {
+      before_[thread] = float_control();
+      set_float_control(before_[thread] & ~kFlush);
+    });
+  }
+  void end() {
+    on_team(static_cast<int>(before_.size()), [&](int thread, int) { set_float_control(before_[thread]); });
+  }
+
+ private:
+  std::vector<uint64_t> before_;
+};
 
 // Waits for the whole team; for use inside a body.
 inline void team_barrier() {

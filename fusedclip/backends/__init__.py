@@ -13,14 +13,15 @@ from functools import cache
 
 import torch
 
-from ..grads import FLOATING, Batch
-from .base import Backend
+from ..dtypes import FLOATING
+from ..gradients import Batch
+from .base import Backend, Written
 from .cpu import Cpu
 from .cuda import Cuda
 from .reference import Reference
 from .triton import Triton
 
-__all__ = ["Backend", "available", "explain", "serving", "use"]
+__all__ = ["Backend", "Written", "available", "explain", "for_lists", "serving", "use"]
 
 ORDER: tuple[Backend, ...] = (Cpu(), Cuda(), Triton(), Reference())
 _BY_NAME = {backend.name: backend for backend in ORDER}
@@ -68,10 +69,11 @@ def use(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def for_lists() -> Backend:
-    """The engine to ask, before anything is known of the gradients, whether it takes their list whole: the forced one,
-    or the CPU's, which alone does so and says no where it is missing or the gradients are elsewhere."""
-    return _forced.get() or _from_environment() or ORDER[0]
+def for_lists() -> Backend | None:
+    """The engine that takes an ordinary list of the CPU's whole, before anything is known of its gradients: the forced
+    one or the CPU's, if it can."""
+    engine = _forced.get() or _from_environment() or _of_the_cpu()
+    return engine if engine is not None and engine.takes_lists else None
 
 
 def serving(batch: Batch) -> Backend:
@@ -85,6 +87,11 @@ def serving(batch: Batch) -> Backend:
     if batch.device not in _chosen:
         _chosen[batch.device] = _choose(batch)
     return _chosen[batch.device]
+
+
+@cache
+def _of_the_cpu() -> Backend | None:
+    return next((backend for backend in ORDER if backend.name == _HOME["cpu"] and backend.missing() is None), None)
 
 
 def _choose(batch: Batch) -> Backend:

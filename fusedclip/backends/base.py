@@ -2,23 +2,28 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Set
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import norms
-from ..grads import Batch
+from ..gradients import Batch
 from ..norms import Clipped, ClipRule
+
+# What an engine says that it wrote: all of a batch, nothing, or these of its tensors. An engine that cannot tell without
+# waiting for its device says all.
+Written = bool | list[bool]
 
 
 class Backend(ABC):
     """An engine. All tensors that it takes and gives live on the batch's device; it never makes the host wait for one.
 
-    To write an engine, implement the abstract methods. `norm` and `clip_` below are made of them; an engine that can
-    do either in fewer passes or launches overrides it, and `clip_list_` if the host's time is what counts.
+    To write an engine, implement the abstract methods. One that can do more in fewer passes or launches says so
+    (`fuses`, `takes_lists`) and implements what then is asked of it.
     """
 
     name: str
+    takes_lists = False
 
     @abstractmethod
     def missing(self) -> str | None:
@@ -37,38 +42,41 @@ class Backend(ABC):
         """Read pass: the lifted value of each tensor, fp64, [T]."""
 
     @abstractmethod
-    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> None:
+    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
         """Write pass: each tensor times `coef` (fp64, 0-d, or [T] for one each), which writes nothing where it is 1.
 
         `zero`: where the coefficient is 0, stores zeros, so that inf and NaN do not survive as NaN.
         """
 
     @abstractmethod
-    def clamp_(self, batch: Batch, bound: float) -> None:
+    def clamp_(self, batch: Batch, bound: float) -> Written:
         """Every element into [-bound, bound] in one pass; NaN stays NaN."""
+
+    def fuses(self, p: float) -> bool:
+        """Whether it has `norm` and `clip_` for this order: fewer passes or launches than lift and scale_ take."""
+        return False
 
     def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
         """The norm of the whole batch, 0-d, rounded to `dtype` at the very end."""
-        return norms.finish(norms.combine(self.lift(batch, p), p), p).to(dtype)
+        raise NotImplementedError
 
     def clip_(
         self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
-    ) -> Clipped:
+    ) -> tuple[Clipped, Written]:
         """Read pass, coefficient (fp64, from the unrounded norm), write pass. The norm is returned in `dtype`.
 
         `multiplier` (0-d, positive, on the batch's device) clips the gradients times that number, as unscaling needs:
         the norm is that of the multiplied gradients, and the multiplier is part of the coefficient.
         """
-        norm, coef = norms.clipped(self.norm(batch, p, torch.float64), p, rule, multiplier)
-        self.scale_(batch, coef, zero=rule.zero_nonfinite)
-        return Clipped(norm.to(dtype), coef)
+        raise NotImplementedError
 
     def clip_list_(
-        self, items: list[Tensor], attribute: str | None, p: float, max_norm: float, zero_nonfinite: bool
-    ) -> Tensor | None:
-        """A whole call at once: the gradients of `items` (the items themselves if `attribute` is None) are found,
-        measured and clipped. The norm is returned in the dtype of results. Without a limit (inf) nothing is written.
+        self, items: list[Tensor], attribute: str | None, p: float, rule: ClipRule, written: list[Tensor]
+    ) -> Any:
+        """A whole call at once, if the engine `takes_lists`: the gradients of `items` (the items themselves if
+        `attribute` is None) are found, measured and clipped.
 
-        None, with nothing written, for whatever the engine leaves to the road through `gather`.
+        Returns their norm in the dtype of results, with the tensors that it wrote in `written`; or, with nothing
+        written, what the sweep found, for whatever is left to the road through batches.
         """
-        return None
+        raise NotImplementedError

@@ -2,22 +2,25 @@
 
 import math
 from collections.abc import Set
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _extension
-from ..grads import FLOATING, Batch, mark_written
-from ..norms import EPS, Clipped, ClipRule
-from .base import Backend
+from ..dtypes import FLOATING
+from ..gradients import Batch
+from ..norms import Clipped, ClipRule
+from .base import Backend, Written
 
 _C = _extension.C
 _ONE = torch.ones((), dtype=torch.float64, device="cpu")
-_MOST_FLOAT32 = torch.finfo(torch.float32).max
+_FLOAT32 = torch.finfo(torch.float32)
 
 
 class Cpu(Backend):
     name = "cpu"
+    takes_lists = True
 
     def missing(self) -> str | None:
         return _extension.reason
@@ -33,46 +36,51 @@ class Cpu(Backend):
         _C.cpu_lift(batch.table, p, torch.get_num_threads(), out.data_ptr())
         return out
 
-    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> None:
+    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
         coef = coef.contiguous()
-        if _C.cpu_scale(batch.table, coef.data_ptr(), coef.dim() == 1, zero, torch.get_num_threads()):
-            batch.mark_written((coef != 1).tolist() if coef.dim() == 1 else None)
+        written: bool = _C.cpu_scale(batch.table, coef.data_ptr(), coef.dim() == 1, zero, torch.get_num_threads())
+        return (coef != 1).tolist() if written and coef.dim() else written  # type: ignore[no-any-return]
 
-    def clamp_(self, batch: Batch, bound: float) -> None:
-        if _C.cpu_clamp(batch.table, bound, torch.get_num_threads()):
-            batch.mark_written()
+    def clamp_(self, batch: Batch, bound: float) -> Written:
+        return _C.cpu_clamp(batch.table, bound, torch.get_num_threads())  # type: ignore[no-any-return]
+
+    def fuses(self, p: float) -> bool:
+        return True
 
     def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
-        return self.clip_(batch, p, ClipRule(math.inf), dtype).norm  # without a limit nothing is written
+        return self.clip_(batch, p, ClipRule(math.inf), dtype)[0].norm  # without a limit nothing is written
 
     def clip_(
         self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
-    ) -> Clipped:
+    ) -> tuple[Clipped, Written]:
         factor = _ONE if multiplier is None else multiplier.double()
-        threads = torch.get_num_threads()
-        norm, coef = _C.cpu_clip(
-            batch.table, p, float(rule.max_norm), EPS, rule.zero_nonfinite, factor.data_ptr(), threads
-        )
+        rule = rule._replace(max_norm=float(rule.max_norm))  # waits, if it is on a device
+        norm, coef = _C.cpu_clip(batch.table, p, *rule, factor.data_ptr(), torch.get_num_threads())
         if coef == 1:
-            return Clipped(_scalar(norm, dtype), _ONE)  # making a tensor costs 1 us
-        batch.mark_written()
-        return Clipped(_scalar(norm, dtype), _scalar(coef, torch.float64))
+            return Clipped(_scalar(norm, dtype), _ONE), False  # making a tensor costs 1 us
+        return Clipped(_scalar(norm, dtype), _scalar(coef, torch.float64)), True
 
     def clip_list_(
-        self, items: list[Tensor], attribute: str | None, p: float, max_norm: float, zero_nonfinite: bool
-    ) -> Tensor | None:
-        if _C is None:
-            return None
-        clipped = _C.cpu_clip_list(items, attribute, p, max_norm, EPS, zero_nonfinite, torch.get_num_threads())
-        if clipped is None:
-            return None
-        norm, coef, is_double, tensors = clipped
-        if coef != 1:
-            mark_written(tensors)
+        self, items: list[Tensor], attribute: str | None, p: float, rule: ClipRule, written: list[Tensor]
+    ) -> Any:
+        found = _C.cpu_clip_list(items, attribute, p, *rule, torch.get_num_threads(), written)
+        if type(found) is not tuple:
+            return found
+        norm, is_double = found
         return _scalar(norm, torch.float64 if is_double else torch.float32)
 
 
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:
-    if dtype == torch.float32 and value > _MOST_FLOAT32:
-        value = math.inf  # scalar_tensor would raise
+    if dtype == torch.float32 and not _FLOAT32.tiny <= value <= _FLOAT32.max:
+        return _odd_float32(value)
     return torch.scalar_tensor(value, dtype=dtype, device="cpu")
+
+
+def _odd_float32(value: float) -> Tensor:
+    """What scalar_tensor refuses, or makes a zero of where torch flushes subnormals; rounded to the nearest."""
+    if 0 < value < _FLOAT32.tiny:
+        bits = round(value * 2.0**149)  # of a subnormal, they count its units
+        return torch.scalar_tensor(bits, dtype=torch.int32, device="cpu").view(torch.float32)
+    if value > _FLOAT32.max:
+        value = math.inf if value >= 2.0**128 - 2.0**103 else _FLOAT32.max
+    return torch.scalar_tensor(value, dtype=torch.float32, device="cpu")

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from ..grads import FLOATING, Batch
-from ..norms import EPS, Clipped, ClipRule
-from .base import Backend
+from ..dtypes import FLOATING
+from ..gradients import Batch
+from ..norms import Clipped, ClipRule
+from .base import Backend, Written
 
 _C = _extension.C
 AUTO, TWO_LAUNCHES, ON_CHIP = range(3)  # cuda::Form
@@ -48,18 +49,19 @@ class Cuda(Backend):
         _C.cuda_lift(batch.table, p, scratch.data_ptr(), out.data_ptr())
         return out
 
-    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> None:
+    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
         coef = coef.contiguous()
         _C.cuda_scale(batch.table, coef.data_ptr(), coef.dim() == 1, zero)
-        batch.mark_written()  # whether the coefficient was 1, only the device knows
+        return True  # whether the coefficient was 1, only the device knows
 
-    def clamp_(self, batch: Batch, bound: float) -> None:
+    def clamp_(self, batch: Batch, bound: float) -> Written:
         _C.cuda_clamp(batch.table, bound)
-        batch.mark_written()
+        return True
+
+    def fuses(self, p: float) -> bool:
+        return p != 0  # counts tensors: each one's value is needed
 
     def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
-        if p == 0:  # counts tensors: each one's value is needed
-            return super().norm(batch, p, dtype)
         norm = torch.empty((), dtype=dtype, device=batch.device)
         scratch = _scratch(batch)
         _C.cuda_norm(batch.table, p, scratch.data_ptr(), norm.data_ptr(), dtype == torch.float64)
@@ -67,9 +69,7 @@ class Cuda(Backend):
 
     def clip_(
         self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
-    ) -> Clipped:
-        if p == 0:
-            return super().clip_(batch, p, rule, dtype, multiplier=multiplier)
+    ) -> tuple[Clipped, Written]:
         limit = _on_device(rule.max_norm, batch)
         factor = _on_device(multiplier, batch)
         scratch = _scratch(batch)
@@ -81,7 +81,7 @@ class Cuda(Backend):
             rule.max_norm if limit is None else 0.0,
             0 if limit is None else limit.data_ptr(),
             0 if factor is None else factor.data_ptr(),
-            EPS,
+            rule.eps,
             rule.zero_nonfinite,
             scratch.data_ptr(),
             norm.data_ptr(),
@@ -89,8 +89,7 @@ class Cuda(Backend):
             coef.data_ptr(),
             self.form if self.form != AUTO or not _has_peers() else TWO_LAUNCHES,
         )
-        batch.mark_written()
-        return Clipped(norm, coef)
+        return Clipped(norm, coef), True
 
 
 def _has_peers() -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Set
 import torch
 from torch import Tensor
 
-from ..grads import Batch
+from ..gradients import Batch
 from ..norms import identity
-from .base import Backend
+from .base import Backend, Written
 
 
 class Reference(Backend):
@@ -27,7 +27,7 @@ class Reference(Backend):
         return torch.stack([lifted(tensor, p) for tensor in batch.tensors])
 
     @torch.no_grad()
-    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> None:
+    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
         for tensor, c in zip(batch.tensors, coef.expand(len(batch.tensors)), strict=True):
             if c.device.type == "cpu" and c == 1:
                 continue
@@ -35,11 +35,13 @@ class Reference(Backend):
             if zero:
                 scaled = torch.where(c == 0, 0.0, scaled)
             tensor.copy_(torch.where(c == 1, tensor, scaled))  # the host must not wait for a device's c
+        return True if coef.device.type != "cpu" else (coef != 1).tolist()  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def clamp_(self, batch: Batch, bound: float) -> None:
+    def clamp_(self, batch: Batch, bound: float) -> Written:
         for tensor in batch.tensors:
             tensor.copy_(tensor.double().clamp(-bound, bound))
+        return True
 
 
 def lifted(tensor: Tensor, p: float) -> Tensor:

@@ -15,9 +15,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ...grads import FLOATING, Batch
+from ...dtypes import FLOATING
+from ...gradients import Batch
 from ...norms import Clipped, ClipRule
-from ..base import Backend
+from ..base import Backend, Written
 
 OLDEST = (3, 6)  # that the kernels are compiled with in the tests
 DEVICES = ("cuda", "xpu")  # ROCm calls itself cuda
@@ -53,35 +54,30 @@ class Triton(Backend):
     def lift(self, batch: Batch, p: float) -> Tensor:
         return _launch().lift(batch, p)  # type: ignore[no-any-return]
 
-    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> None:
+    def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
         _launch().scale_(batch, coef, zero=zero)
-        _mark_scaled(batch, coef)
+        return _written(coef)
 
-    def clamp_(self, batch: Batch, bound: float) -> None:
+    def clamp_(self, batch: Batch, bound: float) -> Written:
         _launch().clamp_(batch, bound)
-        batch.mark_written()
+        return True
+
+    def fuses(self, p: float) -> bool:
+        return p != 0  # counts tensors: each one's value is needed
 
     def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
-        if p == 0:
-            return super().norm(batch, p, dtype)  # counts tensors: needs the lifted value of each
         return _launch().norm(batch, p, dtype)  # type: ignore[no-any-return]
 
     def clip_(
         self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
-    ) -> Clipped:
-        if p == 0:
-            return super().clip_(batch, p, rule, dtype, multiplier=multiplier)
+    ) -> tuple[Clipped, Written]:
         clipped: Clipped = _launch().clip_(batch, p, rule, dtype, multiplier)
-        _mark_scaled(batch, clipped.coef)
-        return clipped
+        return clipped, _written(clipped.coef)
 
 
-def _mark_scaled(batch: Batch, coef: Tensor) -> None:
+def _written(coef: Tensor) -> Written:
     """Only a GPU knows whether it wrote. Not asked, it makes autograd see a write too many, which is harmless."""
-    if batch.device.type != "cpu":
-        batch.mark_written()
-    elif (coef != 1).any():
-        batch.mark_written((coef != 1).tolist() if coef.dim() else None)
+    return True if coef.device.type != "cpu" else (coef != 1).tolist()  # type: ignore[no-any-return]
 
 
 @cache

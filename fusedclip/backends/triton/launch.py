@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...grads import Batch
-from ...norms import EPS, Clipped, ClipRule
+from ...gradients import Batch
+from ...norms import Clipped, ClipRule
 from . import elements, kernels
 from .tables import Table, table_for
 
@@ -75,7 +75,7 @@ def clip_(batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, multiplier
             table.plan.tensors,
             table.plan.chunks,
             table.programs,
-            EPS=EPS,
+            EPS=rule.eps,
             NORM=_norm_code(p),
             ZEROS=rule.zero_nonfinite,
             **table.shape,

@@ -19,7 +19,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from ...grads import Batch
+from ...gradients import Batch
 from . import chunks
 from .tuning import Tuning, forced, programs_for, tuning_for
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ...grads import FLOATING
+from ...dtypes import FLOATING
 
 TABLE = Path(__file__).with_name("tuning.json")  # written by `python -m benchmarks tune`, read once per process
 

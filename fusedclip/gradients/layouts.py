@@ -1,23 +1,33 @@
 """One gradient of any layout to the dense real memory behind it, or a reason why it cannot be clipped."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-FLOATING = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+from .._extension import subnormals_count
+from ..dtypes import FLOATING
 
 
 @dataclass(slots=True)
 class Flat:
-    """What stands for a gradient in the passes. All three tensors are real and dense."""
+    """What stands for a gradient in the passes. All tensors but `home` are real and dense."""
 
     read: Tensor  # its p-norm is the gradient's
     write: Tensor  # scaling or clamping it does that to the gradient
-    dtype: torch.dtype  # of the real numbers that the gradient is made of
-    copy: tuple[Tensor, Tensor] | None  # (gradient, stand-in): copy back after a write
-    memory: tuple[Any, ...] | None  # equal for the same stretch of memory; None if it has no elements
+    memory: Hashable | None  # equal for the same stretch of memory; None if it has no elements
+    home: Tensor | None = None  # the gradient, where `write` is a copy of it that has to be brought back
+    written: Tensor | None = None  # what to bring back: `write` in the gradient's own layout
+
+    def bring_home(self) -> None:
+        """After a write. What is called here is torch's own, whatever a subclass has made of it."""
+        if self.home is None or self.written is None:
+            return
+        # Outside of inference mode torch refuses to write the gradients that were made in it.
+        inference = torch.inference_mode(self.home.is_inference() or torch.is_inference_mode_enabled())
+        with inference, torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            Tensor.copy_(self.home, self.written)
 
 
 def flatten(gradient: Tensor, name: str, p: float | None, *, writable: bool) -> Flat:
@@ -36,10 +46,11 @@ def flatten(gradient: Tensor, name: str, p: float | None, *, writable: bool) -> 
             "share memory and cannot be scaled one by one; .clone() it first"
         )
     if _is_dense(tensor):
-        return _real(tensor, p, None)
+        return _real(tensor, p)
     stand_in = tensor.contiguous()
-    flat = _real(stand_in, p, (gradient, stand_in))
+    flat = _real(stand_in, p)
     flat.memory = (tensor.device, tensor.data_ptr(), tensor.dtype, *_dimensions(tensor))
+    flat.home, flat.written = tensor, stand_in
     return flat
 
 
@@ -84,29 +95,45 @@ def _is_dtensor(tensor: Tensor) -> bool:
 
 
 def _flatten_sparse(gradient: Tensor, tensor: Tensor, p: float | None) -> Flat:
-    coalesced = tensor.coalesce()  # the gradient is the sum of the entries at each index
+    with subnormals_count(tensor.device):
+        coalesced = tensor.coalesce()  # the gradient is the sum of the entries at each index
     values = coalesced._values()
     if values.numel() and not _is_dense(values):
         values = values.contiguous()
         coalesced = torch.sparse_coo_tensor(
             coalesced._indices(), values, tensor.shape, is_coalesced=True, check_invariants=False
         )
-    if values.data_ptr() == tensor._values().data_ptr():
-        return _real(values, p, None)
-    flat = _real(values, p, (gradient, coalesced))
-    flat.memory = (tensor.device, tensor._values().data_ptr(), tensor.dtype, tensor._values().numel())
+    flat = _real(values, p)
+    entries = tensor._values()
+    if values.data_ptr() != entries.data_ptr():
+        # Two gradients may share their entries and yet have them at other places.
+        indices = (tensor._indices().data_ptr(), tensor._indices().stride())
+        flat.memory = (tensor.device, entries.data_ptr(), tensor.dtype, entries.numel(), indices)
+        flat.home, flat.written = gradient, coalesced
     return flat
 
 
-def _real(tensor: Tensor, p: float | None, copy: tuple[Tensor, Tensor] | None) -> Flat:
+def _real(tensor: Tensor, p: float | None) -> Flat:
     read = write = tensor
     if tensor.is_complex():
         # A lazily conjugated view holds other bits of the same magnitude in the same memory.
         write = torch.view_as_real(tensor.conj() if tensor.is_conj() else tensor)
         # |z|^2 is the sum of both parts' squares; for other norms |z| itself has to be computed.
-        read = write if p == 2 else tensor.to(torch.complex128).abs()
-    memory = (write.device, write.data_ptr(), write.dtype, write.numel()) if write.numel() else None
-    return Flat(read, write, write.dtype, copy, memory)
+        if p in (2, None):
+            read = write
+        else:
+            with subnormals_count(tensor.device):
+                read = tensor.to(torch.complex128).abs()
+    return Flat(read, write, memory_of(write))
+
+
+def memory_of(tensor: Tensor) -> Hashable | None:
+    """Equal for dense tensors in the same stretch of memory; None if there is none, or none that could be found."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+        return None
+    if tensor.numel() == 0 or not _has_memory(tensor):
+        return None
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.numel())
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -1,0 +1,28 @@
+"""Tensors of one device that an engine takes in one pass."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _extension
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Real, floating and dense tensors of one device."""
+
+    tensors: list[Tensor]
+    device: torch.device
+    _table: Any = None
+
+    @property
+    def table(self) -> Any:
+        """The same as segments, for the compiled engines."""
+        if self._table is None:
+            gathered = _extension.C.gather(self.tensors, None, None)
+            (self._table,) = gathered.lists
+            if gathered.survey is not None or len(self._table) != len(self.tensors):
+                raise RuntimeError(f"the extension cannot read one of these gradients: {self.tensors}")
+        return self._table
