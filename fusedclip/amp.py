@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from . import norms, passes
+from . import arguments, passes
+from .arguments import Limit
 from .clip import clip_grad_norm_
 from .grads import Gradients, gather
 from .norms import ClipRule
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def unscale_and_clip_grad_norm_(
     scaler: torch.amp.GradScaler,
     optimizer: torch.optim.Optimizer,
-    max_norm: SupportsFloat | Tensor,
+    max_norm: Limit,
     norm_type: SupportsFloat = 2.0,
     *,
     error_if_nonfinite: bool = False,
@@ -65,7 +66,8 @@ def unscale_and_clip_grad_norm_(
 
     Deterministic, as `fusedclip.clip_grad_norm_` is.
     """
-    p, rule = norms.check_norm_type(norm_type), ClipRule(norms.check_max_norm(max_norm))
+    p, rule = arguments.check_norm_type(norm_type), ClipRule(arguments.check_max_norm(max_norm))
+    arguments.check_group(group)
     if not isinstance(scaler, torch.amp.GradScaler) or not isinstance(optimizer, torch.optim.Optimizer):
         given = f"{type(scaler).__name__} and {type(optimizer).__name__}"
         raise TypeError(f"unscale_and_clip_grad_norm_ takes a GradScaler and an optimizer, in this order, got {given}")
@@ -105,7 +107,7 @@ class GradScaler(torch.amp.GradScaler):
     def unscale_and_clip_grad_norm_(
         self,
         optimizer: torch.optim.Optimizer,
-        max_norm: SupportsFloat | Tensor,
+        max_norm: Limit,
         norm_type: SupportsFloat = 2.0,
         *,
         error_if_nonfinite: bool = False,

@@ -1,20 +1,18 @@
 """The drop-in functions: torch's names, argument order and defaults; what is ours is keyword-only."""
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, SupportsFloat
 
 from torch import Tensor
 
-from . import backends, norms, passes
-from .grads import as_list, gather, gather_tensors
+from . import arguments, backends, norms, passes
+from .arguments import Limit, Tensors, as_list, parameter_list
+from .grads import gather, gather_tensors
 from .norms import ClipRule
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-Tensors = Iterable[Tensor] | Tensor
-Limit = SupportsFloat | str | Tensor
 OnNonfinite = Literal["propagate", "zero"]
 
 
@@ -66,8 +64,11 @@ def clip_grad_norm_(
     Source: Pascanu, Mikolov and Bengio 2013, "On the difficulty of training recurrent neural networks", algorithm 1;
     the constant 1e-6 is torch's.
     """
-    p, limit, zero = norms.check_norm_type(norm_type), norms.check_max_norm(max_norm), _wants_zeros(on_nonfinite)
-    items = _parameters(parameters, grad_attr)
+    p, limit = arguments.check_norm_type(norm_type), arguments.check_max_norm(max_norm)
+    zero = arguments.check_on_nonfinite(on_nonfinite, ("propagate", "zero")) == "zero"
+    if group is not None:
+        arguments.check_group(group)
+    items = parameter_list(parameters, grad_attr)
     # Nothing stands between the two passes, and the limit is not on a device.
     if group is None and not error_if_nonfinite and isinstance(limit, float):
         norm = backends.for_lists().clip_list_(items, grad_attr, p, limit, zero)
@@ -89,7 +90,8 @@ def get_total_norm(
 
     Arguments, result and errors are those of `clip_grad_norm_`.
     """
-    p, items = norms.check_norm_type(norm_type), as_list(tensors, "tensors")
+    arguments.check_group(group)
+    p, items = arguments.check_norm_type(norm_type), as_list(tensors, "tensors")
     if group is None and not error_if_nonfinite:
         norm = backends.for_lists().clip_list_(items, None, p, math.inf, False)
         if norm is not None:
@@ -114,27 +116,27 @@ def clip_grads_with_norm_(
     Raises:
         TypeError, ValueError: also for a `total_norm` below 0. Every gradient is then as it was.
     """
-    limit = norms.check_max_norm(max_norm)
-    norm = norms.check_total_norm(total_norm)
-    grads = gather(_parameters(parameters, grad_attr), grad_attr)
+    limit = arguments.check_max_norm(max_norm)
+    norm = arguments.check_total_norm(total_norm)
+    grads = gather(parameter_list(parameters, grad_attr), grad_attr)
     if grads.writes:
         passes.scale_(grads, norms.coefficient(norms.on_device(norm, grads.device), ClipRule(limit)))
 
 
 def clip_grad_value_(
-    parameters: Tensors, clip_value: SupportsFloat, foreach: bool | None = None, *, grad_attr: str = "grad"
+    parameters: Tensors, clip_value: Limit, foreach: bool | None = None, *, grad_attr: str = "grad"
 ) -> None:
     """Clamp every gradient element into [-clip_value, clip_value], in place and in one pass; NaN stays NaN.
 
     Args:
         parameters, foreach, grad_attr: as in `clip_grad_norm_`; complex gradients are refused, as in torch.
-        clip_value: at least 0, in the unit of the gradients.
+        clip_value: at least 0, in the unit of the gradients. A 0-d tensor is read, which waits for its device.
 
     Raises:
         TypeError, ValueError, RuntimeError: naming the culprit; every gradient is then as it was.
     """
-    bound = norms.check_clip_value(clip_value)
-    passes.clamp_(gather(_parameters(parameters, grad_attr), grad_attr, p=None), bound)
+    bound = arguments.check_clip_value(clip_value)
+    passes.clamp_(gather(parameter_list(parameters, grad_attr), grad_attr, p=None), bound)
 
 
 def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0) -> Tensor:
@@ -143,7 +145,7 @@ def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0)
     Returns:
         [T], one per tensor in the order given, fp32 (fp64 if any tensor is), on the first tensor's device.
     """
-    p = norms.check_norm_type(norm_type)
+    p = arguments.check_norm_type(norm_type)
     grads = gather_tensors(as_list(tensors, "tensors"), p=p)
     return passes.spread(norms.finish(passes.lift_each(grads, p), p), grads)
 
@@ -160,20 +162,8 @@ def clip_grad_norm_per_tensor_(
         [T], the norms before clipping, one per parameter in the order given (0 for one without a gradient), fp32 (fp64
         if any gradient is), on the first gradient's device. Does not wait for the device.
     """
-    p, limit = norms.check_norm_type(norm_type), norms.check_max_norm(max_norm)
-    grads = gather(_parameters(parameters, grad_attr), grad_attr, p=p)
+    p, limit = arguments.check_norm_type(norm_type), arguments.check_max_norm(max_norm)
+    grads = gather(parameter_list(parameters, grad_attr), grad_attr, p=p)
     each = norms.finish(passes.lift_each(grads, p), p)
     passes.scale_(grads, norms.coefficient(each, ClipRule(limit)))
     return passes.spread(each, grads)
-
-
-def _parameters(parameters: Tensors, grad_attr: str) -> list[Tensor]:
-    if not isinstance(grad_attr, str):
-        raise TypeError(f"grad_attr must be the name of an attribute, got {grad_attr!r}")
-    return as_list(parameters, "parameters")
-
-
-def _wants_zeros(on_nonfinite: str) -> bool:
-    if on_nonfinite not in ("propagate", "zero"):
-        raise ValueError(f"on_nonfinite must be 'propagate' or 'zero', got {on_nonfinite!r}")
-    return on_nonfinite == "zero"

@@ -4,9 +4,6 @@ The compiled `collect` takes the ordinary case (plain dense tensors of one devic
 through `_layouts.flatten`, one gradient at a time, which either finds the memory behind it or says why it refuses.
 """
 
-import types
-import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +12,9 @@ from torch import Tensor
 
 from . import _extension
 from ._layouts import FLOATING, Flat, flatten
+from .arguments import not_a_tensor
 
-__all__ = ["FLOATING", "Batch", "Gradients", "as_list", "gather", "gather_tensors", "mark_written"]
+__all__ = ["FLOATING", "Batch", "Gradients", "gather", "gather_tensors", "mark_written"]
 
 
 @dataclass(slots=True, eq=False)
@@ -106,36 +104,6 @@ def mark_written(tensors: list[Tensor]) -> None:
     torch.autograd.graph.increment_version(tensors)
 
 
-def as_list(items: Iterable[Tensor] | Tensor, noun: str) -> list[Tensor]:
-    """What a public function was given, which may be an iterator: once through it. A list is copied: asking its items
-    for gradients may run code that changes it."""
-    if type(items) is list:
-        return items.copy()
-    if isinstance(items, Tensor):
-        return [items]
-    try:
-        iterator = iter(items)
-    except TypeError:
-        kind = type(items).__name__
-        raise TypeError(f"{noun} must be a tensor or an iterable of tensors, got {kind}{_hint(items)}") from None
-    listed = list(iterator)  # outside of the try: what a generator raises is its own affair
-    if not listed and isinstance(items, types.GeneratorType) and noun == "parameters":
-        # torch's words. The frame that called the public function: as_list, _parameters, the function itself.
-        warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=4)
-    return listed
-
-
-def _hint(given: Any) -> str:
-    """The way out for what people pass by mistake."""
-    if hasattr(given, "param_groups"):
-        return "; pass the parameters of its param_groups"
-    if isinstance(given, dict) and "params" in given:
-        return "; pass its ['params']"
-    if hasattr(given, "parameters"):
-        return "; pass its .parameters()"
-    return "; pass .parameters(), not .named_parameters()" if isinstance(given, tuple) else ""
-
-
 def _collect_compiled(items: list[Any], attribute: str | None, noun: str) -> Gradients | None:
     """The ordinary case, or None: not built, nothing to clip, or a gradient that needs a closer look."""
     table = _extension.C.collect(items, attribute) if _extension.C is not None else None
@@ -161,7 +129,7 @@ def _collect(items: list[Any], attribute: str | None, noun: str, p: float | None
 
 def _gradient_of(item: Any, i: int, attribute: str | None, noun: str) -> Tensor | None:
     if not isinstance(item, Tensor):
-        raise TypeError(f"{noun.partition('[')[0]}[{i}] is a {type(item).__name__}, not a tensor{_hint(item)}")
+        raise not_a_tensor(item, i, noun.partition("[")[0])
     if attribute == "grad":
         gradient = item.grad
     else:

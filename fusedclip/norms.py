@@ -10,7 +10,7 @@ Nothing here makes the host wait for a device. `csrc/norm_ops.h` is the same pag
 """
 
 import math
-from typing import NamedTuple, SupportsFloat
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,75 +35,11 @@ class Clipped(NamedTuple):
     coef: Tensor
 
 
-def check_norm_type(norm_type: SupportsFloat | str) -> float:
-    """`norm_type` as a float ("inf" included, as in torch), or an error that says what it may be."""
-    try:
-        p = float(norm_type)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(
-            f"norm_type must be a number such as 2.0 or float('inf'), got {norm_type!r} ({type(norm_type).__name__})"
-        ) from None
-    if math.isnan(p):
-        raise ValueError("norm_type is NaN; give a number such as 2.0 or float('inf')")
-    return p
-
-
-def check_limit(limit: SupportsFloat | str | Tensor, name: str) -> float | Tensor:
-    """`max_norm` or `total_norm`: a float that is not negative and not NaN, or a 0-d tensor left on its device.
-
-    A tensor on the CPU is checked like a float. One on another device is not looked at, which would make the host wait.
-    """
-    if isinstance(limit, Tensor):
-        if limit.numel() != 1 or limit.is_complex():
-            shape = tuple(limit.shape)
-            raise TypeError(
-                f"{name} must be a number or a tensor with one real element, got {limit.dtype} of shape {shape}"
-            )
-        limit = limit.detach().reshape(())
-        if limit.device.type != "cpu":
-            return limit
-    try:
-        if isinstance(limit, complex):
-            raise TypeError
-        value = float(limit)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{name} must be a number or a 0-d tensor, got {limit!r} ({type(limit).__name__})") from None
-    return value
-
-
-def check_max_norm(max_norm: SupportsFloat | str | Tensor) -> float | Tensor:
-    # A plain number, as nearly always, takes 0.4 us less this way.
-    limit = max_norm if type(max_norm) is float else check_limit(max_norm, "max_norm")
-    if isinstance(limit, float) and not limit >= 0:
-        raise ValueError(
-            f"max_norm is {limit}; it must be at least 0 (a negative one would turn gradients around; inf measures)"
-        )
-    return limit
-
-
-def check_total_norm(total_norm: SupportsFloat | str | Tensor) -> float | Tensor:
-    """As a float, or a 0-d tensor on its device. NaN and inf are answers that a norm may have."""
-    limit = check_limit(total_norm, "total_norm")
-    if isinstance(limit, float) and limit < 0:
-        raise ValueError(f"total_norm is {limit}; a norm is at least 0")
-    return limit
-
-
 def on_device(value: float | Tensor, device: torch.device) -> Tensor:
     """As fp64, 0-d. A number is filled in by the device itself: copying it there would make the host wait."""
     if isinstance(value, Tensor):
         return value.to(device, torch.float64)
     return torch.full((), value, dtype=torch.float64, device=device)
-
-
-def check_clip_value(clip_value: SupportsFloat | str) -> float:
-    try:
-        bound = float(clip_value)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"clip_value must be a number, got {clip_value!r} ({type(clip_value).__name__})") from None
-    if not bound >= 0:
-        raise ValueError(f"clip_value is {bound}; it must be at least 0")
-    return bound
 
 
 def identity(p: float) -> float:

@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from . import norms, passes
+from . import arguments, norms, passes
 from ._fused_step import Stepping, any_of, divides, is_nested, make_momentum, refuse_dampening
+from .arguments import Limit
 from .grads import Gradients, gather
 from .norms import ClipRule
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-Limit = SupportsFloat | Tensor
 Hooked = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -85,10 +85,10 @@ def clip_on_step(
     #                   scales   defers   scales   defers
     #     AdamW          1.25     1.25     1.57     1.36      (a grad_scale of 1 at the steps that don't clip: 1.37)
     #     SGD, momentum  1.29     1.29     1.77     1.54
-    if on_nonfinite not in ("propagate", "skip"):
-        raise ValueError(f"on_nonfinite must be 'propagate' or 'skip', got {on_nonfinite!r}")
-    limit, p = norms.check_max_norm(max_norm), norms.check_norm_type(norm_type)
-    handle = ClipOnStep(limit, p, on_nonfinite == "skip", defer, group)
+    skip = arguments.check_on_nonfinite(on_nonfinite, ("propagate", "skip")) == "skip"
+    limit, p = arguments.check_max_norm(max_norm), arguments.check_norm_type(norm_type)
+    arguments.check_group(group)
+    handle = ClipOnStep(limit, p, skip, arguments.check_defer(defer), group)
     handle._register(optimizer)
     return handle
 
@@ -212,7 +212,8 @@ class ClipOnStep:
             if group.get("max_norm") is None:
                 rest += group["params"]
             else:
-                own[i] = gather(list(group["params"]), p=self._p), norms.check_max_norm(group["max_norm"])
+                limit = arguments.check_max_norm(group["max_norm"], f'optimizer.param_groups[{i}]["max_norm"]')
+                own[i] = gather(list(group["params"]), p=self._p), limit
         return own, gather(rest, p=self._p)
 
     def _defers(self, optimizer: Optimizer, grads: Gradients, *, scaled: bool) -> bool:
