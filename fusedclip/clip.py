@@ -135,7 +135,7 @@ def clip_grad_value_(
 
     Args:
         parameters, foreach, grad_attr: as in `clip_grad_norm_`; complex gradients are refused, as in torch.
-        clip_value: at least 0, in the unit of the gradients.
+        clip_value: at least 0, in the unit of the gradients. A tensor is read, which waits for its device.
 
     Raises:
         TypeError, ValueError, RuntimeError: naming the culprit; every gradient is then as it was.

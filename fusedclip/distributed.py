@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributed import GroupMember, ProcessGroup, ReduceOp, all_reduce
+from torch.distributed import ProcessGroup, ReduceOp, all_reduce
 
 
 def merge_ranks(lifted: Tensor, p: float, group: ProcessGroup) -> Tensor:
@@ -12,19 +12,11 @@ def merge_ranks(lifted: Tensor, p: float, group: ProcessGroup) -> Tensor:
 
     One all-reduce of one or two fp64 numbers. Every rank must call it, those without a gradient included.
     """
-    check_group(group)
     values = torch.stack([lifted]) if math.isfinite(p) else _extreme(lifted, p)
     values = values.to(_device_for(lifted.device, group))
     all_reduce(values, ReduceOp.SUM if math.isfinite(p) else ReduceOp.MAX, group)
     values = values.to(lifted.device)
     return values[0] if math.isfinite(p) else torch.where(values[1] > 0, math.nan, values[0] * math.copysign(1, p))
-
-
-def check_group(group: ProcessGroup) -> None:
-    if not isinstance(group, ProcessGroup):
-        if group == GroupMember.NON_GROUP_MEMBER:
-            raise ValueError("group= is a process group that this rank does not belong to")
-        raise TypeError(f"group= must be a torch.distributed.ProcessGroup, got {type(group).__name__}")
 
 
 def _extreme(lifted: Tensor, p: float) -> Tensor:

@@ -1,0 +1,264 @@
+"""What public functions accept, and in which words they refuse.
+
+Every check runs before a gradient is looked at. A message names the argument, shows what was given in a few words and,
+where one can guess what was meant, says what to pass instead.
+"""
+
+import types
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, SupportsFloat
+
+import torch
+from torch import Tensor
+
+Tensors = Iterable[Tensor] | Tensor
+Limit = SupportsFloat | str | Tensor
+
+_ORDER = "a number such as 2.0 or float('inf')"
+_LIMIT = "a number or a dense tensor of one real element"
+
+
+def check_norm_type(norm_type: SupportsFloat | str) -> float:
+    """As a float, "inf" included as in torch. A tensor is read, wherever it is."""
+    p = norm_type if type(norm_type) is float else _number(norm_type, "norm_type", _ORDER)
+    if p != p:
+        raise ValueError("norm_type is NaN; give a number such as 2.0 or float('inf')")
+    return p
+
+
+def check_max_norm(max_norm: Limit, name: str = "max_norm") -> float | Tensor:
+    """As a float that is at least 0, or a 0-d tensor on its device, whose value is not looked at."""
+    if type(max_norm) is float and max_norm >= 0:  # as nearly always
+        return max_norm
+    limit = _limit(max_norm, name)
+    if isinstance(limit, float) and not limit >= 0:
+        raise ValueError(
+            f"{name} is {limit}; it must be at least 0 (a negative one would turn gradients around; inf measures)"
+        )
+    return limit
+
+
+def check_total_norm(total_norm: Limit) -> float | Tensor:
+    """As a float, or a 0-d tensor on its device. NaN and inf are answers that a norm may have."""
+    limit = _limit(total_norm, "total_norm")
+    if isinstance(limit, float) and limit < 0:
+        raise ValueError(f"total_norm is {limit}; a norm is at least 0")
+    return limit
+
+
+def check_clip_value(clip_value: Limit) -> float:
+    """As a float that is at least 0. A tensor is read, wherever it is, as in torch."""
+    bound = _number(clip_value, "clip_value", _LIMIT)
+    if not bound >= 0:
+        raise ValueError(f"clip_value is {bound}; it must be at least 0")
+    return bound
+
+
+def check_on_nonfinite(on_nonfinite: str, allowed: tuple[str, str]) -> str:
+    if not isinstance(on_nonfinite, str) or on_nonfinite not in allowed:
+        raise ValueError(f"on_nonfinite must be {allowed[0]!r} or {allowed[1]!r}, got {shown(on_nonfinite)}")
+    return on_nonfinite
+
+
+def check_defer(defer: bool | None) -> bool | None:
+    if defer is not None and not isinstance(defer, bool):
+        raise TypeError(f"defer must be True, False or None, got {shown(defer)}")
+    return defer
+
+
+def check_group(group: object) -> None:
+    """None or a process group that this rank belongs to."""
+    if group is None:
+        return
+    from torch import distributed  # not before it is asked for: a build of torch may lack it
+
+    if distributed.is_available() and isinstance(group, distributed.ProcessGroup):
+        return
+    if distributed.is_available() and type(group) is int and group == distributed.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError("group= is a process group that this rank does not belong to")
+    way_out = "; pass its .get_group()" if hasattr(group, "get_group") else ""  # of a DeviceMesh
+    raise TypeError(f"group= must be a torch.distributed.ProcessGroup or None, got {shown(group)}{way_out}")
+
+
+def parameter_list(parameters: Tensors, grad_attr: str) -> list[Tensor]:
+    """The parameters that a public function was given, and whether `grad_attr` may name what holds their gradients."""
+    if not isinstance(grad_attr, str):
+        raise TypeError(f"grad_attr must be the name of an attribute, got {shown(grad_attr)}")
+    return as_list(parameters, "parameters")
+
+
+def as_list(items: Tensors, noun: str) -> list[Tensor]:
+    """What a public function was given, which may be an iterator: once through it. A list is copied: asking its items
+    for gradients may run code that changes it. What the list holds is not looked at here."""
+    if type(items) is list:
+        return items.copy()
+    if isinstance(items, Tensor):
+        return [items]
+    try:
+        iterator = iter(items)
+    except TypeError:
+        raise _no_tensors(items, noun) from None
+    listed = list(iterator)  # outside of the try: what a generator raises is its own affair
+    if isinstance(items, types.GeneratorType):
+        if not listed and noun == "parameters":
+            # torch's words. The frame that called the public function: as_list, parameter_list, the function itself.
+            warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=4)
+    elif isinstance(items, str | bytes):
+        raise _no_tensors(items, noun)
+    elif isinstance(items, Mapping | torch.nn.Module) and not all(isinstance(item, Tensor) for item in listed):
+        raise _no_tensors(items, noun)  # its keys or modules say less than what it is
+    return listed
+
+
+def not_a_tensor(item: object, i: int, noun: str) -> TypeError:
+    """The error for an entry of a list of parameters or tensors."""
+    way_out = "; leave it out" if item is None else _instead_of(item, noun)
+    return TypeError(f"{noun}[{i}] is a {type(item).__name__}, not a tensor{way_out}")
+
+
+def explain_no_gradients(parameters: list[Any], attribute: str) -> None:
+    """No gradient anywhere is legal, unless the caller plainly meant something else."""
+    if not parameters:
+        return
+    if all(type(p) is Tensor and not p.requires_grad for p in parameters):
+        raise TypeError(
+            f"none of the {len(parameters)} entries of parameters is a Parameter, requires grad or has "
+            f".{_cut(attribute)}: these look like gradients. Pass the parameters that hold them (get_total_norm takes "
+            "gradients)"
+        )
+    if not any(hasattr(p, attribute) for p in parameters):
+        raise AttributeError(f"no parameter has an attribute {_cut(attribute)!r}, which grad_attr names")
+
+
+def refuse_non_leaf(item: Tensor, name: str) -> None:
+    """Refuse a tensor whose `.grad` backward() will never fill: one that was computed, say by `p * 1`.
+
+    To be asked before anyone reads `.grad`, at which torch warns for such a tensor. One with a gradient set by hand, or
+    that retains its gradient and may have none yet, is legal.
+    """
+    if item.is_leaf or item.retains_grad:
+        return
+    with warnings.catch_warnings():  # of what the error says
+        warnings.simplefilter("ignore")
+        if item.grad is not None:
+            return
+    raise ValueError(
+        f"{name} is not a leaf: it was computed from a parameter ({item.grad_fn and item.grad_fn.name()}), so that "
+        "backward() gives it no .grad. Pass the parameter itself, or .retain_grad() it before backward()"
+    )
+
+
+def shown(value: object) -> str:
+    """A value in an error's text: a few words whatever it is, and never a tensor's contents, which may be elsewhere."""
+    kind = type(value).__name__
+    if value is None:
+        return "None"
+    if isinstance(value, Tensor):
+        shape = "nested" if value.is_nested else f"shape {tuple(value.shape)}"
+        layout = "" if value.layout == torch.strided else f", {value.layout}"
+        return _cut(f"{kind} of {value.dtype}{layout}, {shape}, on {value.device}")
+    if type(value) is int and value.bit_length() > 64:
+        return f"int of {value.bit_length()} bits"  # Python refuses to print long ones
+    if kind == "ndarray":
+        return _cut(f"{kind} of {getattr(value, 'dtype', '?')}, shape {getattr(value, 'shape', '?')}")
+    if isinstance(value, list | tuple | dict | set):
+        return f"{kind} of length {len(value)}"
+    if type(value) in (bool, int, float, complex, str, bytes):
+        return f"{_cut(repr(value))} ({kind})"
+    return kind
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _limit(limit: Limit, name: str) -> float | Tensor:
+    """As a float (any, NaN included), or a 0-d tensor left on its device, which the host would have to wait for."""
+    if isinstance(limit, Tensor) and not limit.is_cpu:
+        return _scalar(limit, name, _LIMIT)
+    return _number(limit, name, _LIMIT)
+
+
+def _number(value: Limit, name: str, wanted: str) -> float:
+    try:
+        return float(value if type(value) is int else _real(value, name, wanted))
+    except OverflowError:
+        raise TypeError(f"{name} must be {wanted}, got one too large for a float, {shown(value)}") from None
+    except (TypeError, ValueError):
+        raise _no_number(value, name, wanted) from None
+    except RuntimeError as error:
+        if isinstance(value, Tensor):  # such as a FakeTensor, or one inside vmap
+            raise _no_number(value, name, wanted) from error
+        raise
+
+
+def _real(value: Limit, name: str, wanted: str) -> SupportsFloat | str:
+    """The same for float(), which would read a tensor with a warning and drop the imaginary part of numpy's numbers."""
+    if isinstance(value, Tensor):
+        return _scalar(value, name, wanted)
+    if getattr(getattr(value, "dtype", None), "kind", None) == "c":
+        raise _no_number(value, name, wanted)
+    return value
+
+
+def _scalar(tensor: Tensor, name: str, wanted: str) -> Tensor:
+    """As a 0-d tensor that doesn't require grad, whose one real element can be read."""
+    dense = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_meta
+    if not dense or tensor.numel() != 1 or tensor.is_complex() or (not tensor.is_cpu and _dispatches(tensor)):
+        raise _no_number(tensor, name, wanted)
+    tensor = tensor.detach() if tensor.requires_grad else tensor  # float() would warn
+    return tensor.reshape(()) if tensor.dim() else tensor
+
+
+def _dispatches(tensor: Tensor) -> bool:
+    """Whether it is of a subclass that may keep its elements elsewhere, or have none: a DTensor, a FakeTensor."""
+    return type(tensor).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+
+
+def _no_number(value: object, name: str, wanted: str) -> TypeError:
+    swapped = ""
+    if name.isidentifier():  # an argument, not an entry of a param group
+        if hasattr(value, "param_groups"):
+            swapped = f"; the arguments look swapped: the optimizer comes before {name}"
+        elif _holds_tensors(value):
+            swapped = f"; the arguments look swapped: the tensors come before {name}"
+    return TypeError(f"{name} must be {wanted}, got {shown(value)}{swapped}")
+
+
+def _holds_tensors(value: object) -> bool:
+    if isinstance(value, list | tuple | set | dict):
+        return any(isinstance(item, Tensor) for item in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, torch.nn.Module | torch.nn.Parameter | types.GeneratorType)
+
+
+def _no_tensors(items: object, noun: str) -> TypeError:
+    way_out = f"; {noun} come first" if isinstance(items, SupportsFloat) else _instead_of(items, noun)
+    given = type(items).__name__
+    return TypeError(f"{noun} must be a tensor or an iterable of tensors, got {given}{way_out}")
+
+
+def _instead_of(given: Any, noun: str) -> str:
+    """The way out for what people pass by mistake."""
+    of = "the gradients of " if noun == "tensors" else ""
+    if hasattr(given, "param_groups"):
+        return f"; pass {of}the parameters of its param_groups"
+    if isinstance(given, Mapping):
+        return _instead_of_mapping(given, noun)
+    if hasattr(given, "parameters"):
+        return f"; pass {of}its .parameters()"
+    if callable(given):
+        return "; call it, and pass what it returns"
+    if isinstance(given, tuple) and given and isinstance(given[0], str):
+        return "; pass .parameters(), not .named_parameters()"
+    flat = not isinstance(given, Iterable) or isinstance(given, str | bytes)
+    return "" if flat else "; pass one flat list of tensors"
+
+
+def _instead_of_mapping(given: Mapping[Any, Any], noun: str) -> str:
+    tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    if "params" in given:
+        return "; pass its ['params']"
+    if "param_groups" in given or (tensors and noun == "parameters" and not any(t.requires_grad for t in tensors)):
+        return "; this looks like a state_dict(), pass model.parameters()"
+    return "; pass its .values()" if tensors else ""
