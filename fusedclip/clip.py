@@ -129,13 +129,13 @@ def clip_grads_with_norm_(
 
 
 def clip_grad_value_(
-    parameters: Tensors, clip_value: SupportsFloat, foreach: bool | None = None, *, grad_attr: str = "grad"
+    parameters: Tensors, clip_value: Limit, foreach: bool | None = None, *, grad_attr: str = "grad"
 ) -> None:
     """Clamp every gradient element into [-clip_value, clip_value], in place and in one pass; NaN stays NaN.
 
     Args:
         parameters, foreach, grad_attr: as in `clip_grad_norm_`; complex gradients are refused, as in torch.
-        clip_value: at least 0, in the unit of the gradients. A tensor is read, which waits for its device.
+        clip_value: at least 0, in the unit of the gradients. A 0-d tensor is read, which waits for its device.
 
     Raises:
         TypeError, ValueError, RuntimeError: naming the culprit; every gradient is then as it was.

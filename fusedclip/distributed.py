@@ -8,15 +8,15 @@ from torch.distributed import ProcessGroup, ReduceOp, all_reduce
 
 
 def merge_ranks(lifted: Tensor, p: float, group: ProcessGroup) -> Tensor:
-    """The lifted value (fp64, 0-d) over all ranks of `group`, the same on each of them.
+    """Lifted values (fp64, any shape) over all ranks of `group`, the same on each of them.
 
-    One all-reduce of one or two fp64 numbers. Every rank must call it, those without a gradient included.
+    One all-reduce, of one or two fp64 numbers for each. Every rank must call it, those without a gradient included.
     """
-    values = torch.stack([lifted]) if math.isfinite(p) else _extreme(lifted, p)
-    values = values.to(_device_for(lifted.device, group))
+    values = lifted if math.isfinite(p) else _extreme(lifted, p)
+    values = values.to(_device_for(lifted.device, group), copy=True)
     all_reduce(values, ReduceOp.SUM if math.isfinite(p) else ReduceOp.MAX, group)
     values = values.to(lifted.device)
-    return values[0] if math.isfinite(p) else torch.where(values[1] > 0, math.nan, values[0] * math.copysign(1, p))
+    return values if math.isfinite(p) else torch.where(values[1] > 0, math.nan, values[0] * math.copysign(1, p))
 
 
 def _extreme(lifted: Tensor, p: float) -> Tensor:

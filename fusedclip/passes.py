@@ -84,7 +84,7 @@ def clip_(
             return _clip_in_one(grads, engine, p, rule, multiplier, dtype or grads.dtype)
     exact, coef = measure(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group, multiplier=multiplier)
     scale_(grads, coef, zero=rule.zero_nonfinite)
-    return Clipped(_rounded(exact, dtype or grads.dtype, finite=error_if_nonfinite), coef)
+    return Clipped(rounded(exact, dtype or grads.dtype, finite=error_if_nonfinite), coef)
 
 
 def _clip_in_one(
@@ -132,7 +132,7 @@ def _exact_norm(grads: Gradients, p: float, error_if_nonfinite: bool, group: "Pr
     lifted = lift_each(grads, p)
     exact = norms.finish(total(lifted, p, group), p)
     if error_if_nonfinite:
-        _raise_if_nonfinite(exact, lifted, grads, p)
+        raise_if_nonfinite(exact, lifted, grads, p)
     return exact
 
 
@@ -146,24 +146,33 @@ def lift_each(grads: Gradients, p: float) -> Tensor:
 
 def total(lifted: Tensor, p: float, group: "ProcessGroup | None") -> Tensor:
     """The lifted value of the whole list, 0-d, over all ranks of `group`."""
-    whole = norms.combine(lifted, p) if len(lifted) else lifted.new_full((), norms.identity(p))
+    return over_ranks(whole(lifted, p), p, group)
+
+
+def whole(lifted: Tensor, p: float) -> Tensor:
+    """The lifted value of gradients together, 0-d, from [U] of each."""
+    return norms.combine(lifted, p) if len(lifted) else lifted.new_full((), norms.identity(p))
+
+
+def over_ranks(lifted: Tensor, p: float, group: "ProcessGroup | None") -> Tensor:
+    """Lifted values of this rank to those of all ranks of `group`."""
     if group is None:
-        return whole
+        return lifted
     from .distributed import merge_ranks  # not before it is asked for: a build of torch may lack it
 
-    return merge_ranks(whole, p, group)
+    return merge_ranks(lifted, p, group)
 
 
 def found_inf(grads: Gradients, p: float, exact: Tensor, group: "ProcessGroup | None") -> Tensor:
     """Whether any gradient (of any rank of the group) is NaN or inf: 1 or 0, fp32, 0-d, as torch's optimizers want it.
 
-    `exact` is their norm in fp64. That tells, except for the orders and dtypes that need a second read; this may come
-    after the write pass, in which NaN and inf stay one or the other.
+    `exact` is their norm in fp64, or those of scopes, [S]. That tells, except for the orders and dtypes that need a
+    second read; this may come after the write pass, in which NaN and inf stay one or the other.
     """
     # Ranks may hold different dtypes, and have to agree on whether there is another all-reduce.
     if not norms.shows_nonfinite(p, grads.dtype if group is None else torch.float32):
         return found_inf_by_reading(grads, group)
-    return exact.isfinite().logical_not().to(torch.float32)
+    return exact.isfinite().all().logical_not().to(torch.float32)
 
 
 def found_inf_by_reading(grads: Gradients, group: "ProcessGroup | None") -> Tensor:
@@ -171,9 +180,12 @@ def found_inf_by_reading(grads: Gradients, group: "ProcessGroup | None") -> Tens
     return found_inf(grads, math.inf, total(lift_each(grads, math.inf), math.inf, group), None)
 
 
-def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False) -> None:
-    """Gradients times `coef`: fp64, 0-d, or [U] for one each in the order of the batches."""
-    if coef.dim():
+def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False, checked: bool = False) -> None:
+    """Gradients times `coef`: fp64, 0-d, or [U] for one each in the order of the batches.
+
+    Raises ValueError if gradients with a coefficient of their own share memory, unless that has been `checked`.
+    """
+    if coef.dim() and not checked:
         refuse_shared(grads)
 
     def write(engine: Backend, write: Write, first: int) -> Written:
@@ -248,10 +260,11 @@ def _index(places: list[int], device: torch.device) -> Tensor:
 
 def as_result(exact: Tensor, grads: Gradients, *, finite: bool = False) -> Tensor:
     """fp64 values in the dtype of results. `finite`: as they are, if they would leave its range."""
-    return _rounded(exact, grads.dtype, finite=finite)
+    return rounded(exact, grads.dtype, finite=finite)
 
 
-def _rounded(exact: Tensor, dtype: torch.dtype, *, finite: bool) -> Tensor:
+def rounded(exact: Tensor, dtype: torch.dtype, *, finite: bool = False) -> Tensor:
+    """fp64 values in a dtype; subnormals, too, whatever torch does with them."""
     if exact.dtype == dtype:
         return exact
     with subnormals_count(exact.device, threads=1):
@@ -264,9 +277,9 @@ def _nothing() -> Tensor:
     return torch.zeros((), dtype=torch.float32, device="cpu")
 
 
-def _raise_if_nonfinite(norm: Tensor, lifted: Tensor, grads: Gradients, p: float) -> None:
-    """Judges the unrounded norm: the same on all ranks, whatever dtype each of them returns it in."""
-    if norm.isfinite():
+def raise_if_nonfinite(norm: Tensor, lifted: Tensor, grads: Gradients, p: float) -> None:
+    """Judges unrounded norms: the same on all ranks, whatever dtype each of them returns it in."""
+    if norm.isfinite().all():
         return
     values = norms.finish(lifted, p).tolist()
     bad = [place for place, value in enumerate(values) if not -float("inf") < value < float("inf")]
@@ -274,7 +287,7 @@ def _raise_if_nonfinite(norm: Tensor, lifted: Tensor, grads: Gradients, p: float
     more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
     where = f"The culprits are {shown}{more}." if bad else "Every tensor here has a finite norm of its own."
     raise RuntimeError(
-        f"The total norm of order {p} for gradients from `parameters` is non-finite ({norm.item()}), so it cannot be "
+        f"The total norm of order {p} for gradients from `parameters` is non-finite ({norm.tolist()}), so it cannot be "
         f"clipped. {where} No gradient has been changed. To clip anyway, set `error_if_nonfinite=False`; "
         "on_nonfinite='zero' then stores zeros instead of NaN"
     )

@@ -4,7 +4,7 @@ With the extension one compiled sweep takes what it knows and asks a survey for 
 every entry.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -56,6 +56,17 @@ class Gradients:
     def dtype(self) -> torch.dtype:
         """Of norms."""
         return torch.float64 if self.is_double else torch.float32
+
+    def dtype_of(self, places: Collection[int]) -> torch.dtype:
+        """Of the norm of some of them."""
+        if not self.is_double:
+            return torch.float32
+        made_of = (
+            (self.flats[place].write if place in self.flats else tensor).dtype
+            for place, tensor in enumerate(self.tensors())
+            if place in places
+        )
+        return torch.float64 if torch.float64 in made_of else torch.float32
 
     @property
     def device(self) -> torch.device:

@@ -4,24 +4,26 @@ A step pre-hook clips, either by scaling the gradients where that is needed, or 
 fused optimizers, which divide every gradient by `grad_scale` and skip the step where `found_inf` is 1.
 """
 
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsFloat
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from . import norms, passes
-from ._fused_step import Stepping, any_of, divides, is_nested, make_momentum, refuse_dampening
-from .arguments import check_max_norm, check_norm_type
-from .gradients import Gradients, gather, shares_memory
-from .norms import ClipRule
+from .. import passes
+from ..arguments import Limit, check_defer, check_group, check_max_norm, check_norm_type, check_on_nonfinite
+from ..gradients import Gradients, gather, shares_memory
+from ..norms import Clipped, ClipRule
+from ..scopes import Scope, measure_scopes, scale_scopes_, scope_result
+from .skip import combine_flags, follow, prepare_momentum, refuse_unmade_momentum
+from .stand_in import StandIn, is_inner_step, takes_grad_scale
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-Limit = SupportsFloat | Tensor
 Hooked = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -51,15 +53,16 @@ def clip_on_step(
             at each step.
         max_norm, norm_type: as in `fusedclip.clip_grad_norm_`. A max_norm tensor on the CPU is read once, now.
         on_nonfinite: with a NaN or an inf in any gradient, "propagate" clips as `fusedclip.clip_grad_norm_` does and
-            steps; "skip" leaves parameters and optimizer state as they are, by `found_inf`. Neither waits for the
-            device. "skip" needs an Adam, AdamW, SGD or Adagrad (no subclass) with fused=True.
+            steps; "skip" leaves parameters and optimizer state as they are, by `found_inf`, and needs an Adam, AdamW,
+            SGD or Adagrad (no subclass) with fused=True. Neither waits for the device, but for "skip" in an SGD with
+            momentum and dampening, which does until its first step is made.
         defer: True never writes the gradients here but hands 1 / coefficient to a fused Adam, AdamW, SGD or Adagrad,
             which divides by it (`.grad` then holds the clipped gradients after the step; 1 / coefficient is fp32, as
             torch's kernels want it). False scales the gradients before the step, where there is something to clip.
             None defers where that moves fewer bytes for certain: with these optimizers on the CPU, and wherever a
             GradScaler has them divide anyway; else, and with fp64 gradients, it scales. Subclasses of them may do
             anything with their gradients, so they are always scaled. A coefficient below 3e-39 comes out as 0 when it
-            is deferred. Hooks that run after this one are handed a stand-in of the optimizer when it is.
+            is deferred. Hooks that run after this one may be handed a stand-in of a fused optimizer.
         group: as in `fusedclip.clip_grad_norm_`. Every rank must step, with the same "max_norm" entries.
 
     Returns:
@@ -68,14 +71,17 @@ def clip_on_step(
     Raises:
         TypeError: for something that is not a torch optimizer with hooks, such as another library's wrapper of one.
         ValueError: for a limit or an order that is not one; for `defer=True` or "skip" where the optimizer has no
-            kernel for it; for `defer=True` with a group's own "max_norm"; for "skip" with an SGD that has momentum and
-            dampening; if the optimizer clips on step already.
+            kernel for it; for `defer=True` with a group's own "max_norm"; if the optimizer clips on step already.
         What `fusedclip.clip_grad_norm_` raises, it raises from `step()`; nothing has been stepped then.
+
+    Where a GradScaler skips the first step of a fused SGD with momentum, torch leaves uninitialised momentum; this
+    leaves what SGD without fused=True has then. With dampening that waits for the device until the first step is made,
+    and needs an SGD that is no subclass and not compiled: else the step to be skipped raises a RuntimeError.
 
     `torch.compile` of the step works with `defer` None or False: the gradients are scaled before the graph runs.
 
     Nothing is kept on the optimizer but the hook: its state_dict, zero_grad, schedulers and pickling are torch's (a
-    pickled or copied optimizer loses the hook, as it loses every hook).
+    pickled or copied optimizer loses the hook, as it loses every hook; a copied handle is of no optimizer).
     """
     # What None knows: beyond the read for the norm, scaling costs 2 N (the bytes of the gradients, read and written) at
     # the steps that clip, and else nothing. Deferring costs 1 N, as torch's fused kernels write the gradient back
@@ -86,16 +92,19 @@ def clip_on_step(
     #                   scales   defers   scales   defers
     #     AdamW          1.25     1.25     1.57     1.36      (a grad_scale of 1 at the steps that don't clip: 1.37)
     #     SGD, momentum  1.29     1.29     1.77     1.54
-    if on_nonfinite not in ("propagate", "skip"):
-        raise ValueError(f"on_nonfinite must be 'propagate' or 'skip', got {on_nonfinite!r}")
+    skip = check_on_nonfinite(on_nonfinite, ("propagate", "skip")) == "skip"
     limit, p = check_max_norm(max_norm), check_norm_type(norm_type)
-    handle = ClipOnStep(limit, p, on_nonfinite == "skip", defer, group)
+    check_group(group)
+    handle = ClipOnStep(limit, p, skip, check_defer(defer), group)
     handle._register(optimizer)
     return handle
 
 
 class ClipOnStep:
-    """What `clip_on_step` returns: what the last step did, and the way to end it. None waits for the device."""
+    """What `clip_on_step` returns: what the last step did, and the way to end it. None waits for the device.
+
+    A pickled or copied handle knows what the last step did and belongs to no optimizer: its `remove()` does nothing.
+    """
 
     total_norm: Tensor | None = None
     """The norm before clipping at the last step, of all param groups without a "max_norm" of their own: 0-d, fp32 (fp64
@@ -107,25 +116,31 @@ class ClipOnStep:
     group_norms: dict[int, Tensor]
     """By index, the norm of each param group that has a "max_norm" of its own."""
 
+    _is_registered = False  # before _register, after remove() and in a copy
+
     def __init__(
         self, limit: float | Tensor, p: float, skip: bool, defer: bool | None, group: "ProcessGroup | None"
     ) -> None:
         self._limit, self._p, self._skip, self._defer, self._group = limit, p, skip, defer, group
-        self._hook: RemovableHandle | None = None
         self.group_norms = {}
 
     def remove(self) -> None:
         """Stop clipping; the optimizer has nothing of ours then. Calling it again does nothing."""
-        if self._hook is not None:
+        if self._is_registered:
             self._hook.remove()
+            self._is_registered = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"total_norm": self.total_norm, "clip_coef": self.clip_coef, "group_norms": self.group_norms}
 
     def _register(self, optimizer: Optimizer) -> None:
-        if any(isinstance(getattr(hook, "__self__", None), ClipOnStep) for hook in _pre_hooks(optimizer).values()):
+        owners = [getattr(hook, "__self__", None) for hook in _pre_hooks(optimizer).values()]
+        if any(isinstance(owner, ClipOnStep) and owner._is_registered for owner in owners):
             raise ValueError(f"this {type(optimizer).__name__} clips on step already; remove() the other handle first")
         self._check(optimizer)
-        # This imports torch._dynamo, which every optimizer's first step imports anyway.
-        self._outside_the_graph = torch.compiler.disable(self._before_compiled_step)  # type: ignore[no-untyped-call]
-        self._hook = optimizer.register_step_pre_hook(self._before_step)
+        self._outside_the_graph = _outside_the_graph()
+        self._hook: RemovableHandle = optimizer.register_step_pre_hook(self._before_step)
+        self._is_registered = True
 
     def _check(self, optimizer: Optimizer) -> None:
         """Whether the optimizer, as it is now, can do what was asked for: its groups may have changed."""
@@ -134,20 +149,20 @@ class ClipOnStep:
                 "defer=True hands the optimizer one coefficient for all its gradients, but a param group has a "
                 "max_norm of its own; leave defer at None"
             )
-        if (self._defer or self._skip) and not divides(optimizer):
+        if (self._defer or self._skip) and not takes_grad_scale(optimizer):
             asked = "defer=True" if self._defer else "on_nonfinite='skip'"
             raise ValueError(
                 f"{asked} needs an Adam, AdamW, SGD or Adagrad with fused=True, whose kernels take grad_scale and "
                 f"found_inf; this {type(optimizer).__name__} has none"
             )
-        if self._skip and isinstance(optimizer, torch.optim.SGD):
-            refuse_dampening(optimizer)
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hooked | None:
+        if not self._is_registered:
+            return None  # a copy's, which came along with an optimizer that copies its hooks
         if torch.compiler.is_compiling():
-            self._outside_the_graph(optimizer, args, kwargs)
+            self._outside_the_graph(self, optimizer, args, kwargs)
             return None
-        if is_nested(optimizer):
+        if is_inner_step(optimizer):
             return None  # a subclass's step called its parent's, which runs the hooks as well
         if "grad_scaler" in kwargs:
             raise RuntimeError(
@@ -155,16 +170,17 @@ class ClipOnStep:
                 "which nothing can clip; call fusedclip.amp.unscale_and_clip_grad_norm_(scaler, optimizer, ...) instead"
             )
         # Only torch's own fused steps are known to read what a stand-in shows them; all others get scaled gradients.
-        stepping = Stepping(optimizer) if divides(optimizer) and (self._skip or self._defer is not False) else None
-        shown = args if stepping is None else (stepping, *args[1:])
+        to_show = self._skip or self._defer is not False or getattr(optimizer, "found_inf", None) is not None
+        stand_in = StandIn(optimizer) if to_show and takes_grad_scale(optimizer) else None
+        shown = args if stand_in is None else (stand_in, *args[1:])
         if callable(kwargs.get("closure")):
-            return shown, {**kwargs, "closure": self._clipping(kwargs["closure"], optimizer, stepping)}
+            return shown, {**kwargs, "closure": self._clipping(kwargs["closure"], optimizer, stand_in)}
         for place, argument in enumerate(args[1:], start=1):
             if callable(argument):
-                wrapped = self._clipping(argument, optimizer, stepping)
+                wrapped = self._clipping(argument, optimizer, stand_in)
                 return (*shown[:place], wrapped, *shown[place + 1 :]), kwargs
-        self._clip(optimizer, stepping)
-        return None if stepping is None else (shown, kwargs)
+        self._clip(optimizer, stand_in)
+        return None if stand_in is None else (shown, kwargs)
 
     def _before_compiled_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Under torch.compile the gradients are scaled outside of the graph, in which nothing can stand in for self."""
@@ -177,44 +193,48 @@ class ClipOnStep:
         self._clip(optimizer, None)
 
     def _clipping(
-        self, closure: Callable[[], Any], optimizer: Optimizer, stepping: Stepping | None
+        self, closure: Callable[[], Any], optimizer: Optimizer, stand_in: StandIn | None
     ) -> Callable[[], Any]:
         """The closure, clipping what it has made."""
 
         def clipping_closure() -> Any:
             loss = closure()
-            self._clip(optimizer, stepping)
+            self._clip(optimizer, stand_in)
             return loss
 
         return clipping_closure
 
-    def _clip(self, optimizer: Optimizer, stepping: Stepping | None) -> None:
-        """Clip the gradients as they are now, by scaling them or through what `stepping` shows to the step."""
+    def _clip(self, optimizer: Optimizer, stand_in: StandIn | None) -> None:
+        """Clip the gradients as they are now, by scaling them or through what `stand_in` shows to the step."""
         self._check(optimizer)
-        own, rest = self._gather(optimizer)
+        if stand_in is None:
+            refuse_unmade_momentum(optimizer)
+        grads, scopes = self._gather(optimizer)
         scale = getattr(optimizer, "grad_scale", None)  # a GradScaler's: these gradients are still too large by that
-        inverse = None if scale is None else scale.double().reciprocal()
-        defer = stepping is not None and not own and self._defers(optimizer, rest, scaled=scale is not None)
+        defer = stand_in is not None and len(scopes) == 1 and self._defers(optimizer, grads, scaled=scale is not None)
+        clipped = self._measure_and_scale(grads, list(scopes.values()), scale, write=not defer)
+        whole = clipped[0]
+        if stand_in is not None and defer and (scale is not None or not _seen_to_be_one(whole.coef)):
+            stand_in.grad_scale = whole.coef.reciprocal().float()
+        self._prepare_skip(optimizer, stand_in, self._found_inf(grads, clipped))
 
-        parts = {i: self._part(grads, limit, inverse) for i, (grads, limit) in own.items()}
-        whole = self._part(rest, self._limit, inverse, write=not defer)
-        if stepping is not None and defer and (scale is not None or not _seen_to_be_one(whole.coef)):
-            stepping.grad_scale = whole.coef.reciprocal().float()
-        self._prepare_skip(optimizer, stepping, [part.found_inf for part in (whole, *parts.values())])
+        coef = whole.coef if scale is None else whole.coef * follow(scale, whole.coef.device)
+        results = [scope_result(c.norm, grads, scope) for c, scope in zip(clipped, scopes.values(), strict=True)]
+        self.total_norm, *own = results
+        self.clip_coef = coef.to(self.total_norm.dtype, copy=True)
+        self.group_norms = dict(zip(list(scopes)[1:], own, strict=True))
 
-        coef = whole.coef if scale is None else whole.coef * scale.to(whole.coef.device, non_blocking=True)
-        self.total_norm, self.clip_coef = whole.norm, coef.to(whole.norm.dtype, copy=True)
-        self.group_norms = {i: part.norm for i, part in parts.items()}
-
-    def _gather(self, optimizer: Optimizer) -> tuple[dict[int, tuple[Gradients, float | Tensor]], Gradients]:
-        """What is clipped by itself, by index of the param group, with its limit; and what is clipped together."""
-        own, rest = {}, []
+    def _gather(self, optimizer: Optimizer) -> tuple[Gradients, dict[int, Scope]]:
+        """All gradients; and what is clipped together (-1, the first), and by itself, by index of the param group."""
+        parameters: list[Tensor] = []
+        scopes = {-1: Scope([], ClipRule(self._limit))}
         for i, group in enumerate(optimizer.param_groups):
-            if group.get("max_norm") is None:
-                rest += group["params"]
-            else:
-                own[i] = gather(list(group["params"]), p=self._p), check_max_norm(group["max_norm"])
-        return own, gather(rest, p=self._p)
+            if group.get("max_norm") is not None:
+                limit = check_max_norm(group["max_norm"], f'optimizer.param_groups[{i}]["max_norm"]')
+                scopes[i] = Scope([], ClipRule(limit))
+            scopes.get(i, scopes[-1]).entries.extend(range(len(parameters), len(parameters) + len(group["params"])))
+            parameters += group["params"]
+        return gather(parameters, p=self._p), scopes
 
     def _defers(self, optimizer: Optimizer, grads: Gradients, *, scaled: bool) -> bool:
         if shares_memory(grads):
@@ -227,39 +247,51 @@ class ClipOnStep:
         if self._defer is not None:
             return self._defer
         # A grad_scale in fp32 would round the coefficient of fp64 gradients.
-        return divides(optimizer) and grads.dtype == torch.float32 and (scaled or grads.device.type == "cpu")
+        return takes_grad_scale(optimizer) and grads.dtype == torch.float32 and (scaled or grads.device.type == "cpu")
 
-    def _part(self, grads: Gradients, limit: float | Tensor, inverse: Tensor | None, *, write: bool = True) -> "_Part":
-        """Clip what has one limit together; without `write`, only find out by how much.
+    def _measure_and_scale(
+        self, grads: Gradients, scopes: list[Scope], scale: Tensor | None, *, write: bool
+    ) -> list[Clipped]:
+        """Clip, or without `write` only find out by how much; norms are in fp64.
 
-        With an inverse loss scale the gradients stay as large as they are by that: the step will divide.
+        With a loss scale the gradients stay as large as they are by that, and the coefficients say so: the step will
+        divide.
         """
-        p, rule, group = self._p, ClipRule(limit), self._group
-        if write and inverse is None:
-            exact, coef = passes.clip_(grads, p, rule, group=group, dtype=torch.float64)
+        p, group = self._p, self._group
+        if len(scopes) == 1 and write and scale is None:
+            return [passes.clip_(grads, p, scopes[0].rule, group=group, dtype=torch.float64)]
+        inverse = None if scale is None else scale.double().reciprocal()
+        if len(scopes) == 1:
+            clipped = [passes.measure(grads, p, scopes[0].rule, group=group, multiplier=inverse)]
         else:
-            exact, coef = passes.measure(grads, p, rule, group=group, multiplier=inverse)
-            if write:
-                passes.scale_(grads, norms.coefficient(exact, rule))
-        found_inf = passes.found_inf(grads, p, exact, group) if self._skip else None
-        return _Part(exact.to(grads.dtype), coef, found_inf)
+            clipped = measure_scopes(grads, p, scopes, group=group, multiplier=inverse)
+        if write:
+            scale_scopes_(grads, scopes, [scope.rule(c.norm) for c, scope in zip(clipped, scopes, strict=True)])
+        return clipped
 
-    def _prepare_skip(self, optimizer: Optimizer, stepping: Stepping | None, found: list[Tensor | None]) -> None:
+    def _found_inf(self, grads: Gradients, clipped: list[Clipped]) -> Tensor | None:
+        if not self._skip:
+            return None
+        return passes.found_inf(grads, self._p, torch.stack([c.norm for c in clipped]), self._group)
+
+    def _prepare_skip(self, optimizer: Optimizer, stand_in: StandIn | None, found: Tensor | None) -> None:
         """Show the step whether to skip, in our eyes or a GradScaler's, whose answer to no gradients is a plain 0."""
-        theirs = getattr(optimizer, "found_inf", None)
-        if self._skip and stepping is not None:
-            stepping.found_inf = any_of([flag for flag in (*found, theirs) if isinstance(flag, Tensor)])
-        if isinstance(optimizer, torch.optim.SGD) and (self._skip or theirs is not None):
-            make_momentum(optimizer)
+        flags = [flag for flag in (found, getattr(optimizer, "found_inf", None)) if isinstance(flag, Tensor)]
+        if self._skip and stand_in is not None:
+            stand_in.found_inf = combine_flags(flags)
+        if flags and isinstance(optimizer, torch.optim.SGD):
+            prepare_momentum(optimizer, stand_in)
 
 
-class _Part(NamedTuple):
-    norm: Tensor  # in the dtype of results
-    coef: Tensor  # fp64; contains the inverse loss scale
-    found_inf: Tensor | None
+@functools.cache
+def _outside_the_graph() -> Callable[..., None]:
+    """One for all handles: kept on its handle, a bound one would make a cycle. Made at the first registration, as this
+    imports torch._dynamo, which every optimizer's first step imports anyway."""
+    return torch.compiler.disable(ClipOnStep._before_compiled_step)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _pre_hooks(optimizer: Optimizer) -> dict[int, Any]:
+    # torch has no public way to list them (seen in torch 2.13; one without it is refused as no optimizer).
     hooks = getattr(optimizer, "_optimizer_step_pre_hooks", None)
     if not isinstance(optimizer, Optimizer) or hooks is None:
         raise TypeError(

@@ -2,6 +2,8 @@
 
 `grad_scale` (fp32, 0-d) divides every gradient, which is then written back; `found_inf` (fp32, 0-d) skips the step if
 it is exactly 1. torch's step() reads both from the optimizer, where a GradScaler puts them and takes them off again.
+Neither name is documented (seen in torch 2.13). A torch without them would step with gradients that nothing divides,
+which the tests of every fused optimizer would see.
 """
 
 import sys
@@ -12,24 +14,29 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-_FUSED = {torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad}  # with fused=True
+_WITH_FUSED_STEP = {torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad}
 
 
-class Stepping:
-    """Stands in for an optimizer during one call of its step: `grad_scale` and `found_inf` are its own, all else is
-    the optimizer's.
+class StandIn:
+    """What one call of an optimizer's step sees as self: `grad_scale` and `found_inf` are its own, all else is the
+    optimizer's.
 
     A pre-hook may exchange the arguments of step(), and self is one of them. So nothing is ever set on the optimizer,
     and nothing can stay behind on it, whether the step returns or raises.
     """
 
-    __slots__ = ("__weakref__", "found_inf", "grad_scale", "optimizer")
+    __slots__ = ("__weakref__", "found_inf", "grad_scale", "optimizer", "param_groups")
     optimizer: Optimizer
     found_inf: Tensor
     grad_scale: Tensor | None
+    param_groups: list[dict[str, Any]]  # its own only after `step_nothing`
 
     def __init__(self, optimizer: Optimizer) -> None:
         object.__setattr__(self, "optimizer", optimizer)
+
+    def step_nothing(self) -> None:
+        """Let the step find nothing to do: no parameter, and no state to make."""
+        object.__setattr__(self, "param_groups", [])
 
     @property  # isinstance() and super() ask for it
     def __class__(self) -> type:
@@ -54,48 +61,24 @@ class Stepping:
         delattr(self.optimizer, name)
 
 
-def divides(optimizer: Optimizer) -> bool:
+def takes_grad_scale(optimizer: Optimizer) -> bool:
     """Whether the step divides by `grad_scale` and skips by `found_inf`. That of a subclass may do anything."""
-    return type(optimizer) in _FUSED and all(group.get("fused") for group in optimizer.param_groups)
+    return type(optimizer) in _WITH_FUSED_STEP and all(group.get("fused") for group in optimizer.param_groups)
 
 
-def is_nested(optimizer: Optimizer) -> bool:
+def is_inner_step(optimizer: Optimizer) -> bool:
     """Whether a step of this optimizer is already under way in this thread: a subclass's step calling its parent's.
 
     torch runs the hooks around both, and around an outer one that raised none at all, so that the stack alone knows.
     """
     if type(optimizer).__module__.startswith("torch.optim."):
         return False
-    hooked, depth = type(optimizer).step.__code__, 0  # torch's wrapper that runs the hooks: one code for all classes
+    # torch's wrapper that runs the hooks has one code for all classes, and calls what it was given `args`
+    # (Optimizer.profile_hook_step, seen in torch 2.13; without it an inner step would be clipped once more).
+    hooked, depth = type(optimizer).step.__code__, 0
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code is hooked and frame.f_locals.get("args", (None,))[0] is optimizer:
             depth += 1
         frame = frame.f_back
     return depth > 1
-
-
-def any_of(flags: list[Tensor]) -> Tensor:
-    """1 if any flag is not 0. torch's kernels skip at exactly 1, and a GradScaler adds up the flags of its devices."""
-    found, *others = flags
-    for other in others:
-        found = torch.maximum(found, other.to(found.device, non_blocking=True))
-    return found.clamp(max=1) if others else found
-
-
-def refuse_dampening(optimizer: torch.optim.SGD) -> None:
-    if any(group["momentum"] and group["dampening"] for group in optimizer.param_groups):
-        raise ValueError(
-            "on_nonfinite='skip' with an SGD that has momentum and dampening: a skipped first step leaves its momentum "
-            "buffers uninitialised in torch, and zeros in their place would dampen the first gradient; set dampening=0"
-        )
-
-
-def make_momentum(optimizer: torch.optim.SGD) -> None:
-    """Zeros where torch's fused SGD would leave uninitialised memory if it skips its first step. Without dampening the
-    first real step makes the same of them as of no buffer."""
-    for group in optimizer.param_groups:
-        if group["momentum"] and not group["dampening"]:
-            for parameter in group["params"]:
-                if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
-                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
