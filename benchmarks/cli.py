@@ -140,6 +140,25 @@ def compare_files(options: argparse.Namespace) -> int:
     return 0
 
 
+def versus(options: argparse.Namespace) -> int:
+    """Two installed versions of fusedclip in turns; exits with 1 if the new one is slower beyond the noise."""
+    from benchmarks import versus as comparing
+
+    suite = comparing.select(options.suite, options.workload, options.seconds, options.quick)
+    settings = {name: getattr(options, name) for name in ("device", "threads", "seed")}
+    settings["memory"] = int(options.memory * GIB)
+    steps = options.starts * len(suite.cases)
+    with tqdm(total=steps, unit="row", file=sys.stderr, dynamic_ncols=True) as bar:
+        sides, rows = comparing.compare(
+            options.old, options.new, suite, settings, options.starts, lambda row: bar.update()
+        )
+    print(f"{comparing.table(rows)}\n\n{comparing.origin(sides)}")
+    if options.out:
+        comparing.save(options.out, environment.describe(torch.device(options.device)), sides, rows)
+        print(f"saved {options.out}")
+    return int(not all(row.holds for row in rows))
+
+
 def plot(options: argparse.Namespace) -> int:
     """PNG files from a result."""
     from benchmarks import plots
@@ -236,6 +255,7 @@ def parser() -> argparse.ArgumentParser:
     tuning.set_defaults(command=tune)
     tuning.add_argument("--dtype", action="append", choices=DTYPES, default=[], help="only this one (default: all)")
     commands.add_parser("step", parents=[measuring], help=step.__doc__).set_defaults(command=step)
+    add_versus(commands.add_parser("versus", parents=[measuring], help=versus.__doc__))
     add_gpu(commands)
     add_readers(commands)
     return top
@@ -260,6 +280,16 @@ def add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", action="append", choices=DTYPES, default=[], help="instead of the suite's own")
     command.add_argument("--workload", action="append", choices=CATALOGUE, default=[], help="only these of the suite")
     command.add_argument("--details", action="store_true", help="every contender, not only torch foreach and fusedclip")
+
+
+def add_versus(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(command=versus)
+    command.add_argument("old", type=Path, metavar="PYTHON_OLD", help="the interpreter of an environment")
+    command.add_argument("new", type=Path, metavar="PYTHON_NEW", help="that of another")
+    command.add_argument("--suite", choices=[*SUITES, "odd"], default="claims")
+    command.add_argument("--workload", action="append", default=[], help="only these of the suite")
+    command.add_argument("--seconds", type=float, help="per row, all processes together (default: by the suite)")
+    command.add_argument("--starts", type=int, default=3, help="the seconds are shared by so many fresh processes")
 
 
 def add_gpu(commands: Any) -> None:

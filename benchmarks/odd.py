@@ -1,0 +1,128 @@
+"""Lists with something odd in them and the other functions, each beside the plain call on the plain list."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+import fusedclip
+from benchmarks import workloads
+from benchmarks.gradients import SPREAD, Gradients
+from benchmarks.operations import CLIP_VALUE, Operation
+from benchmarks.suites import BOTH, FP32, Case, Suite
+from benchmarks.timing import Entry
+
+PLAIN = "1000x256"
+# Of parameters, the limit for their norm taken together, and that norm.
+Call = Callable[[Sequence[Parameter], float, Tensor], object]
+
+
+def clip(parameters: Sequence[Parameter], limit: float, norm: Tensor) -> object:
+    return fusedclip.clip_grad_norm_(parameters, limit)
+
+
+def clip_or_raise(parameters: Sequence[Parameter], limit: float, norm: Tensor) -> object:
+    return fusedclip.clip_grad_norm_(parameters, limit, error_if_nonfinite=True)
+
+
+def clip_each(parameters: Sequence[Parameter], limit: float, norm: Tensor) -> object:
+    return fusedclip.clip_grad_norm_per_tensor_(parameters, limit / math.sqrt(len(parameters)))
+
+
+def clip_value(parameters: Sequence[Parameter], limit: float, norm: Tensor) -> object:
+    fusedclip.clip_grad_value_(parameters, CLIP_VALUE)
+    return None
+
+
+def norms(parameters: Sequence[Parameter], limit: float, norm: Tensor) -> object:
+    return fusedclip.get_per_tensor_norms([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def scale(parameters: Sequence[Parameter], limit: float, norm: Tensor) -> object:
+    fusedclip.clip_grads_with_norm_(parameters, limit, norm)
+    return None
+
+
+def strided(like: Tensor) -> Parameter:
+    return with_gradient(like.new_empty(2 * like.numel())[::2])
+
+
+def complex_(like: Tensor) -> Parameter:
+    return with_gradient(torch.empty(like.numel() // 2, dtype=torch.complex64, device=like.device))
+
+
+def with_gradient(gradient: Tensor) -> Parameter:
+    parameter = Parameter(torch.empty_like(gradient))
+    parameter.grad = gradient
+    return parameter
+
+
+def missing(like: Tensor) -> Parameter:
+    return Parameter(torch.empty_like(like))
+
+
+@dataclass(frozen=True)
+class Odd:
+    """`call` on the plain list, in whose middle `instead` has replaced one parameter and to which `twice` are added."""
+
+    call: Call
+    plain: Call
+    instead: Callable[[Tensor], Parameter] | None = None
+    twice: int = 0
+    operations: tuple[Operation, ...] = BOTH
+
+
+ODD: dict[str, Odd] = {
+    "one strided gradient": Odd(clip, clip, strided),
+    "one complex gradient": Odd(clip, clip, complex_),
+    "per-tensor clip, one without a gradient": Odd(clip_each, clip_each, missing),
+    "one listed twice": Odd(clip, clip, twice=1),
+    "all listed twice": Odd(clip, clip, twice=1_000),
+    "per-tensor clip": Odd(clip_each, clip),
+    "get_per_tensor_norms": Odd(norms, clip, operations=(Operation.NOT_CLIPPED,)),
+    "clip_grads_with_norm_": Odd(scale, clip),
+    "error_if_nonfinite=True": Odd(clip_or_raise, clip),
+    "clip_grad_value_": Odd(clip_value, clip, operations=(Operation.CLIPPED,)),
+}
+SUITE = Suite(
+    tuple(Case(name, FP32, operation) for name, one in ODD.items() for operation in one.operations),
+    seconds_per_row=2.0,
+)
+
+
+def entries(case: Case, device: torch.device, seed: int) -> list[Entry]:
+    """The odd call, the plain one, and where one gradient is odd the odd call on that gradient alone."""
+    odd = ODD[case.workload]
+    gradients = Gradients(workloads.load(PLAIN, 4), (torch.float32,), device, seed)
+    plain = gradients.parameters
+    listed, alone = list(plain), []
+    if odd.instead is not None:
+        middle = len(plain) // 2
+        listed[middle] = odd.instead(gradients.tensors[middle])
+        alone = [listed[middle]] if listed[middle].grad is not None else []
+    listed += plain[: odd.twice]
+    norm = torch.linalg.vector_norm(gradients.flats[0])
+    limit = case.operation.limit(float(norm))
+
+    def restore() -> None:
+        gradients.restore()
+        for parameter in alone:
+            assert parameter.grad is not None
+            parameter.grad.fill_(SPREAD)
+
+    restore()
+    own = math.hypot(*(float(parameter.grad.norm()) for parameter in alone if parameter.grad is not None))
+    before = restore if case.operation.writes else lambda: None
+    found = [
+        Entry("call", partial(odd.call, listed, limit, norm), before),
+        Entry("plain", partial(odd.plain, plain, limit, norm), before),
+    ]
+    if alone:
+        found.append(Entry("alone", partial(odd.call, alone, case.operation.limit(own), norm), before))
+    return found
