@@ -115,6 +115,14 @@ class Attribute {
     return found;
   }
 
+  // Whether it may be asked for: the .grad of a tensor that is no leaf makes torch warn. Parameters are leaves.
+  bool may_be_asked(PyObject* item) const {
+    if (!is_grad_ || Py_TYPE(item) != torch.tensor) return true;
+    const py::object is_leaf = py::reinterpret_steal<py::object>(PyObject_GetAttrString(item, "is_leaf"));
+    if (!is_leaf) throw py::error_already_set();
+    return is_leaf.ptr() == Py_True;
+  }
+
   // Whether None says all: a tensor that is no leaf never gets a .grad, which is worth a closer look.
   bool settles_none(PyObject* item) const { return Py_TYPE(item) == torch.parameter || !is_grad_; }
 
@@ -253,6 +261,7 @@ class Sweep {
   // False for what only a survey knows.
   __attribute__((always_inline)) inline bool take(size_t i, PyObject* item) {
     if (!is_plain(item) && !PyType_IsSubtype(Py_TYPE(item), torch.tensor)) return false;
+    if (!gradients_.may_be_asked(item)) return false;
     py::object gradient = gradients_.of(item);
     if (!gradient) return false;
     if (gradient.is_none()) return gradients_.settles_none(item);

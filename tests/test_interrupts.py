@@ -1,0 +1,140 @@
+"""A call that ends late leaves no gradient half done: an interrupt during the compiled pass, copies that cannot be
+written home."""
+
+import _thread
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import fusedclip
+from fusedclip import backends
+
+from .conftest import Engine, copies, parameters
+
+
+@pytest.fixture
+def interrupting(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """A Ctrl-C arrives during each first pass of the engine that writes."""
+    cls = type(next(backend for backend in backends.ORDER if backend.name == engine.name))
+    once = [True]
+
+    def interrupted(name: str) -> Any:
+        original = getattr(cls, name)
+
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            if once:
+                once.clear()
+                # What the interpreter does when the compiled call comes back: its result never gets to the caller.
+                raise KeyboardInterrupt
+            return result
+
+        return call
+
+    for name in ("scale_", "clamp_", "clip_", "clip_list_"):
+        monkeypatch.setattr(cls, name, interrupted(name))
+    return engine
+
+
+CALLS = [
+    lambda ps: fusedclip.clip_grad_norm_(ps, 0.5),
+    lambda ps: fusedclip.clip_grad_norm_(ps, 0.5, error_if_nonfinite=True),
+    lambda ps: fusedclip.clip_grads_with_norm_(ps, 0.5, 2.0),
+    lambda ps: fusedclip.clip_grad_value_(ps, 0.1),
+    lambda ps: fusedclip.clip_grad_norm_per_tensor_(ps, 0.5),
+]
+
+
+def mixed(engine: Engine) -> list[torch.Tensor]:
+    return [
+        engine.randn(100),
+        engine.randn(60, seed=1)[::2],
+        engine.randn(20, seed=2, dtype=torch.float64),
+        torch.sparse_coo_tensor([[1, 5, 1]], engine.randn(3, 4), (9, 4), check_invariants=True, device=engine.device),
+    ]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kinds", [slice(0, 1), slice(0, 4)])
+def test_what_follows_the_write_happens_all_the_same(interrupting: Engine, call: Any, kinds: slice) -> None:
+    interrupted, whole = mixed(interrupting)[kinds], mixed(interrupting)[kinds]
+    versions = [g._version for g in interrupted]
+    with pytest.raises(KeyboardInterrupt):
+        call(parameters(interrupted))
+    call(parameters(whole))
+    for got, want, version in zip(interrupted, whole, versions, strict=True):
+        assert torch.equal(got.to_dense(), want.to_dense())
+        assert got._version > version
+
+
+def test_the_scaler_knows_that_the_gradients_are_unscaled(interrupting: Engine) -> None:
+    for bad in (1.0, math.inf):
+        weight = torch.nn.Parameter(torch.zeros(3, device=interrupting.device))
+        weight.grad = interrupting.tensor([4.0, 8.0, bad])
+        scaler = torch.amp.GradScaler(interrupting.device, init_scale=4.0)
+        scaler.scale(torch.zeros((), device=interrupting.device))
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        try:
+            fusedclip.amp.unscale_and_clip_grad_norm_(scaler, optimizer, math.inf)
+        except KeyboardInterrupt:
+            assert bad == 1.0  # the first
+        scaler.step(optimizer)
+        expected = [-1.0, -2.0, -0.25] if bad == 1.0 else [0.0, 0.0, 0.0]
+        assert weight.tolist() == expected
+
+
+def test_a_real_interrupt_during_the_compiled_call() -> None:
+    """_thread.interrupt_main is what Ctrl-C does; it is raised at the latest when the compiled call comes back."""
+    grads = [torch.full((2_000_000,), 2.0), torch.full((4,), 2.0)[::2]]
+    versions = [g._version for g in grads]
+
+    class Interrupting(torch.nn.Parameter):
+        @property
+        def grad(self) -> torch.Tensor:
+            torch._C._get_tracing_state()
+            return grads[0]
+
+    holders = [Interrupting(torch.zeros(1)), *parameters(grads[1:])]
+    original = torch.get_num_threads
+    armed = []
+
+    def arming() -> int:  # the engine's last Python call before the compiled one
+        if not armed:
+            armed.append(True)
+            _thread.interrupt_main()
+        return original()
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "get_num_threads", arming)
+        fusedclip.clip_grad_norm_(holders, 1.0)
+    halved = [bool((g < 2).all()) for g in grads]
+    assert halved[0] == halved[1], "one is scaled and the other is not"
+    assert [g._version > v for g, v in zip(grads, versions, strict=True)] == halved
+
+
+def inference_mode_gradients(engine: Engine) -> torch.Tensor:
+    with torch.inference_mode():
+        return engine.randn(20, seed=3)[::2]
+
+
+def awkward_subclass(engine: Engine) -> torch.Tensor:
+    class Awkward(torch.Tensor):
+        def copy_(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("no writing here")
+
+    return engine.randn(20, seed=3)[::2].as_subclass(Awkward)
+
+
+@pytest.mark.parametrize("make", [inference_mode_gradients, awkward_subclass])
+@pytest.mark.parametrize("call", CALLS)
+def test_strided_gradients_that_torch_would_not_write(engine: Engine, make: Any, call: Any) -> None:
+    """They are written with the others, or nothing is; here they are."""
+    awkward = make(engine)
+    grads = [engine.randn(50), awkward]
+    plain = [copies(grads)[0], awkward.detach().as_subclass(torch.Tensor).clone()]
+    call(parameters(grads))
+    call(parameters(plain))
+    for got, want in zip(grads, plain, strict=True):
+        assert torch.equal(got.as_subclass(torch.Tensor), want)
