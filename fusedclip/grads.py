@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import _extension
 from ._layouts import FLOATING, Flat, flatten
+from .torch_internals import user_stacklevel
 
 __all__ = ["FLOATING", "Batch", "Gradients", "as_list", "gather", "gather_tensors", "mark_written"]
 
@@ -120,8 +121,9 @@ def as_list(items: Iterable[Tensor] | Tensor, noun: str) -> list[Tensor]:
         raise TypeError(f"{noun} must be a tensor or an iterable of tensors, got {kind}{_hint(items)}") from None
     listed = list(iterator)  # outside of the try: what a generator raises is its own affair
     if not listed and isinstance(items, types.GeneratorType) and noun == "parameters":
-        # torch's words. The frame that called the public function: as_list, _parameters, the function itself.
-        warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=4)
+        warnings.warn(  # torch's words
+            "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=user_stacklevel()
+        )
     return listed
 
 

@@ -15,6 +15,8 @@ from typing import NamedTuple, SupportsFloat
 import torch
 from torch import Tensor
 
+from .torch_internals import refuse_dtensor
+
 EPS = 1e-6  # torch's, in torch/nn/utils/clip_grad.py
 
 
@@ -54,6 +56,7 @@ def check_limit(limit: SupportsFloat | str | Tensor, name: str) -> float | Tenso
     A tensor on the CPU is checked like a float. One on another device is not looked at, which would make the host wait.
     """
     if isinstance(limit, Tensor):
+        refuse_dtensor(limit, name, "pass its .full_tensor()")
         if limit.numel() != 1 or limit.is_complex():
             shape = tuple(limit.shape)
             raise TypeError(

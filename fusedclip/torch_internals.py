@@ -1,0 +1,115 @@
+"""The private names of torch that fusedclip relies on, the versions they were seen in, and what happens without them.
+
+    torch.utils._python_dispatch._is_in_torch_dispatch_mode   this thread's stack of modes is asked, 25 ns more
+    torch._C._is_tracing                                      torch.jit.is_tracing, 80 ns more
+    torch._C._get_dispatch_mode, ._TorchDispatchModeKey       AttributeError, inside of a dispatch mode only
+    torch._ops.mode_stack_state_for_pre_dispatch              the same
+    function._torchdynamo_disable, .._recursive, .._msg       dynamo traces into us: right results, noisy graph breaks
+    torch._C._dynamo.eval_frame.set_code_exec_strategy,       dynamo compiles our frames after its graph break: right
+        ._FrameExecStrategy, ._FrameAction                    results, slowly at first
+    the closures of torch.nn.utils.clip_grad                  patch_torch() raises RuntimeError
+
+All of them are in torch 2.10 and in 2.13.
+"""
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _python_dispatch
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class TorchOnly(NotImplementedError):
+    """torch's own function can do what was asked for, fusedclip's cannot. `patch_torch` then calls torch's."""
+
+
+def refuse_dtensor(tensor: Tensor, name: str, way_out: str = "call torch's function for such lists") -> None:
+    # Looked up by name: importing torch.distributed.tensor takes long, and a build of torch may lack it.
+    if any(cls.__name__ == "DTensor" for cls in type(tensor).__mro__):
+        raise TorchOnly(
+            f"{name} is a DTensor, of which fusedclip sees this rank's shard only; {way_out} (fusedclip.patch_torch() "
+            "leaves them to torch by itself)"
+        )
+
+
+_is_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
+
+if hasattr(_python_dispatch, "_is_in_torch_dispatch_mode"):
+
+    def refuse_tracing() -> None:
+        """Raise where a call would run once, now, and its result get into a recorded graph as a constant."""
+        # 50 ns. The flag is one for all threads, and modes that only watch set it, too. It is a first guess that is
+        # wrong only where threads leave modes while others are in theirs.
+        if _is_tracing() or _python_dispatch._is_in_torch_dispatch_mode:
+            _explain_tracing()
+
+else:
+
+    def refuse_tracing() -> None:
+        if _is_tracing() or torch._C._len_torch_dispatch_stack():
+            _explain_tracing()
+
+
+def _explain_tracing() -> None:
+    tracer = _tracer()
+    if tracer is not None:
+        raise TorchOnly(
+            f"fusedclip cannot run under {tracer}: it reads the gradients' memory, which no graph records. Call it "
+            "outside of what is traced, or call torch.nn.utils.clip_grad_norm_ there, which can be traced and which "
+            "patch_torch() leaves as it is while tracing"
+        )
+
+
+def _tracer() -> str | None:
+    """What records operators in this thread, in words."""
+    if _is_tracing():
+        return "torch.jit.trace"
+    kinds = torch._C._TorchDispatchModeKey
+    if torch._C._get_dispatch_mode(kinds.PROXY) is not None or torch._ops.mode_stack_state_for_pre_dispatch().count():  # type: ignore[no-untyped-call]
+        return "make_fx or torch.export"
+    return "a FakeTensorMode" if torch._C._get_dispatch_mode(kinds.FAKE) is not None else None
+
+
+def outside_graphs(function: F) -> F:
+    """Decorator: under torch.compile a call of this function is one graph break, and nothing below it is compiled.
+
+    That is torch.compiler.disable without its wrapper, which takes 1 us a call and imports torch._dynamo (seconds).
+    Dynamo's tracing looks at the attributes; dynamo's frame hook, which sees the call after the break, at the code.
+    """
+    marked: Any = function
+    marked._torchdynamo_disable = marked._torchdynamo_disable_recursive = True
+    marked._torchdynamo_disable_msg = "fusedclip reads the gradients' memory, which no graph records"
+    if _SKIP is not None:
+        torch._C._dynamo.eval_frame.set_code_exec_strategy(marked.__code__, _SKIP)
+    return function
+
+
+def _skip() -> Any:
+    """The strategy to run a frame, and those that it calls, as if there were no dynamo."""
+    try:
+        from torch._C._dynamo import eval_frame
+
+        return eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
+    except (ImportError, AttributeError, TypeError):
+        return None
+
+
+_SKIP = _skip()
+
+
+def user_stacklevel() -> int:
+    """For warnings.warn in the function that asks: the first frame that is neither ours nor torch's, which is between
+    us and the user where torch is patched or has called a hook."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _package(frame) in ("fusedclip", "torch"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
