@@ -9,6 +9,7 @@ from torch import Tensor
 from . import backends, norms, passes
 from .grads import as_list, gather, gather_tensors
 from .norms import ClipRule
+from .torch_internals import is_tracing, modes, outside_graphs, refuse_tracing
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -18,6 +19,7 @@ Limit = SupportsFloat | str | Tensor
 OnNonfinite = Literal["propagate", "zero"]
 
 
+@outside_graphs
 def clip_grad_norm_(
     parameters: Tensors,
     max_norm: Limit,
@@ -66,6 +68,8 @@ def clip_grad_norm_(
     Source: Pascanu, Mikolov and Bengio 2013, "On the difficulty of training recurrent neural networks", algorithm 1;
     the constant 1e-6 is torch's.
     """
+    if is_tracing() or modes._is_in_torch_dispatch_mode:  # written out: a function call is 2 % of the smallest clip
+        refuse_tracing()
     p, limit, zero = norms.check_norm_type(norm_type), norms.check_max_norm(max_norm), _wants_zeros(on_nonfinite)
     items = _parameters(parameters, grad_attr)
     # Nothing stands between the two passes, and the limit is not on a device.
@@ -77,6 +81,7 @@ def clip_grad_norm_(
     return passes.clip_(grads, p, ClipRule(limit, zero), error_if_nonfinite=error_if_nonfinite, group=group).norm
 
 
+@outside_graphs
 def get_total_norm(
     tensors: Tensors,
     norm_type: SupportsFloat | str = 2.0,
@@ -89,6 +94,8 @@ def get_total_norm(
 
     Arguments, result and errors are those of `clip_grad_norm_`.
     """
+    if is_tracing() or modes._is_in_torch_dispatch_mode:
+        refuse_tracing()
     p, items = norms.check_norm_type(norm_type), as_list(tensors, "tensors")
     if group is None and not error_if_nonfinite:
         norm = backends.for_lists().clip_list_(items, None, p, math.inf, False)
@@ -97,6 +104,7 @@ def get_total_norm(
     return passes.norm(gather_tensors(items, p=p), p, error_if_nonfinite=error_if_nonfinite, group=group)
 
 
+@outside_graphs
 def clip_grads_with_norm_(
     parameters: Tensors,
     max_norm: Limit,
@@ -114,6 +122,7 @@ def clip_grads_with_norm_(
     Raises:
         TypeError, ValueError: also for a `total_norm` below 0. Every gradient is then as it was.
     """
+    refuse_tracing()
     limit = norms.check_max_norm(max_norm)
     norm = norms.check_total_norm(total_norm)
     grads = gather(_parameters(parameters, grad_attr), grad_attr)
@@ -121,6 +130,7 @@ def clip_grads_with_norm_(
         passes.scale_(grads, norms.coefficient(norms.on_device(norm, grads.device), ClipRule(limit)))
 
 
+@outside_graphs
 def clip_grad_value_(
     parameters: Tensors, clip_value: SupportsFloat, foreach: bool | None = None, *, grad_attr: str = "grad"
 ) -> None:
@@ -133,21 +143,25 @@ def clip_grad_value_(
     Raises:
         TypeError, ValueError, RuntimeError: naming the culprit; every gradient is then as it was.
     """
+    refuse_tracing()
     bound = norms.check_clip_value(clip_value)
     passes.clamp_(gather(_parameters(parameters, grad_attr), grad_attr, p=None), bound)
 
 
+@outside_graphs
 def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0) -> Tensor:
     """The norm of each tensor by itself, from one read pass over all of them and without waiting for the device.
 
     Returns:
         [T], one per tensor in the order given, fp32 (fp64 if any tensor is), on the first tensor's device.
     """
+    refuse_tracing()
     p = norms.check_norm_type(norm_type)
     grads = gather_tensors(as_list(tensors, "tensors"), p=p)
     return passes.spread(norms.finish(passes.lift_each(grads, p), p), grads)
 
 
+@outside_graphs
 def clip_grad_norm_per_tensor_(
     parameters: Tensors, max_norm: Limit, norm_type: SupportsFloat | str = 2.0, *, grad_attr: str = "grad"
 ) -> Tensor:
@@ -160,6 +174,7 @@ def clip_grad_norm_per_tensor_(
         [T], the norms before clipping, one per parameter in the order given (0 for one without a gradient), fp32 (fp64
         if any gradient is), on the first gradient's device. Does not wait for the device.
     """
+    refuse_tracing()
     p, limit = norms.check_norm_type(norm_type), norms.check_max_norm(max_norm)
     grads = gather(_parameters(parameters, grad_attr), grad_attr, p=p)
     each = norms.finish(passes.lift_each(grads, p), p)

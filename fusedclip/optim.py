@@ -16,6 +16,7 @@ from . import norms, passes
 from ._fused_step import Stepping, any_of, divides, is_nested, make_momentum, refuse_dampening
 from .grads import Gradients, gather
 from .norms import ClipRule
+from .torch_internals import outside_graphs, refuse_tracing
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -122,8 +123,6 @@ class ClipOnStep:
         if any(isinstance(getattr(hook, "__self__", None), ClipOnStep) for hook in _pre_hooks(optimizer).values()):
             raise ValueError(f"this {type(optimizer).__name__} clips on step already; remove() the other handle first")
         self._check(optimizer)
-        # This imports torch._dynamo, which every optimizer's first step imports anyway.
-        self._outside_the_graph = torch.compiler.disable(self._before_compiled_step)  # type: ignore[no-untyped-call]
         self._hook = optimizer.register_step_pre_hook(self._before_step)
 
     def _check(self, optimizer: Optimizer) -> None:
@@ -144,7 +143,7 @@ class ClipOnStep:
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hooked | None:
         if torch.compiler.is_compiling():
-            self._outside_the_graph(optimizer, args, kwargs)
+            self._before_compiled_step(optimizer, args, kwargs)
             return None
         if is_nested(optimizer):
             return None  # a subclass's step called its parent's, which runs the hooks as well
@@ -165,6 +164,7 @@ class ClipOnStep:
         self._clip(optimizer, stepping)
         return None if stepping is None else (shown, kwargs)
 
+    @outside_graphs
     def _before_compiled_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Under torch.compile the gradients are scaled outside of the graph, in which nothing can stand in for self."""
         closure = any(map(callable, (*args[1:], kwargs.get("closure"))))
@@ -189,6 +189,7 @@ class ClipOnStep:
 
     def _clip(self, optimizer: Optimizer, stepping: Stepping | None) -> None:
         """Clip the gradients as they are now, by scaling them or through what `stepping` shows to the step."""
+        refuse_tracing()
         self._check(optimizer)
         own, rest = self._gather(optimizer)
         scale = getattr(optimizer, "grad_scale", None)  # a GradScaler's: these gradients are still too large by that
