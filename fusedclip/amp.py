@@ -15,11 +15,13 @@ from . import passes
 from .arguments import check_group, check_max_norm, check_norm_type
 from .gradients import Gradients, gather
 from .norms import ClipRule
+from .torch_internals import outside_graphs, refuse_tracing
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@outside_graphs
 def unscale_and_clip_grad_norm_(
     scaler: torch.amp.GradScaler,
     optimizer: torch.optim.Optimizer,
@@ -65,6 +67,7 @@ def unscale_and_clip_grad_norm_(
 
     Deterministic, as `fusedclip.clip_grad_norm_` is.
     """
+    refuse_tracing()
     p, rule = check_norm_type(norm_type), ClipRule(check_max_norm(max_norm))
     check_group(group)
     if not isinstance(scaler, torch.amp.GradScaler) or not isinstance(optimizer, torch.optim.Optimizer):
@@ -106,6 +109,7 @@ class GradScaler(torch.amp.GradScaler):
         scaler.update()
     """
 
+    @outside_graphs
     def unscale_and_clip_grad_norm_(
         self,
         optimizer: torch.optim.Optimizer,

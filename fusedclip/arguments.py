@@ -12,6 +12,8 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
+from .torch_internals import refuse_dtensor, user_stacklevel
+
 Tensors = Iterable[Tensor] | Tensor
 Limit = SupportsFloat | str | Tensor
 
@@ -102,8 +104,9 @@ def as_list(items: Tensors, noun: str) -> list[Tensor]:
     listed = list(iterator)  # outside of the try: what a generator raises is its own affair
     if isinstance(items, types.GeneratorType):
         if not listed and noun == "parameters":
-            # torch's words. The frame that called the public function: as_list, parameter_list, the function itself.
-            warnings.warn("`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=4)
+            warnings.warn(  # torch's words
+                "`parameters` is an empty generator, no gradient clipping will occur.", stacklevel=user_stacklevel()
+            )
     elif isinstance(items, str | bytes):
         raise _no_tensors(items, noun)
     elif isinstance(items, Mapping | torch.nn.Module) and not all(isinstance(item, Tensor) for item in listed):
@@ -175,8 +178,10 @@ def _cut(text: str) -> str:
 
 def _limit(limit: Limit, name: str) -> float | Tensor:
     """As a float (any, NaN included), or a 0-d tensor left on its device, which the host would have to wait for."""
-    if isinstance(limit, Tensor) and not limit.is_cpu:
-        return _scalar(limit, name, _LIMIT)
+    if isinstance(limit, Tensor):
+        refuse_dtensor(limit, name, "pass its .full_tensor()")
+        if not limit.is_cpu:
+            return _scalar(limit, name, _LIMIT)
     return _number(limit, name, _LIMIT)
 
 

@@ -21,6 +21,7 @@ from .arguments import (
 )
 from .gradients import Gradients, gather
 from .norms import ClipRule
+from .torch_internals import is_tracing, modes, outside_graphs, refuse_tracing
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -29,6 +30,7 @@ _POLICIES = ("propagate", "zero")
 _MEASURE = ClipRule(math.inf)
 
 
+@outside_graphs
 def clip_grad_norm_(
     parameters: Tensors,
     max_norm: Limit,
@@ -77,6 +79,8 @@ def clip_grad_norm_(
     Source: Pascanu, Mikolov and Bengio 2013, "On the difficulty of training recurrent neural networks", algorithm 1;
     the constant 1e-6 is torch's.
     """
+    if is_tracing() or modes._is_in_torch_dispatch_mode:  # written out: a function call is 2 % of the smallest clip
+        refuse_tracing()
     p, limit = check_norm_type(norm_type), check_max_norm(max_norm)
     zero = on_nonfinite != "propagate" and check_on_nonfinite(on_nonfinite, _POLICIES) == "zero"
     if group is not None:
@@ -86,6 +90,7 @@ def clip_grad_norm_(
     return passes.clip_list_(items, grad_attr, p, rule, error_if_nonfinite=error_if_nonfinite, group=group)
 
 
+@outside_graphs
 def get_total_norm(
     tensors: Tensors,
     norm_type: SupportsFloat | str = 2.0,
@@ -98,6 +103,8 @@ def get_total_norm(
 
     Arguments, result and errors are those of `clip_grad_norm_`.
     """
+    if is_tracing() or modes._is_in_torch_dispatch_mode:
+        refuse_tracing()
     p = check_norm_type(norm_type)
     if group is not None:
         check_group(group)
@@ -105,6 +112,7 @@ def get_total_norm(
     return passes.clip_list_(items, None, p, _MEASURE, error_if_nonfinite=error_if_nonfinite, group=group)
 
 
+@outside_graphs
 def clip_grads_with_norm_(
     parameters: Tensors,
     max_norm: Limit,
@@ -122,12 +130,14 @@ def clip_grads_with_norm_(
     Raises:
         TypeError, ValueError: also for a `total_norm` below 0. Every gradient is then as it was.
     """
+    refuse_tracing()
     limit, norm = check_max_norm(max_norm), check_total_norm(total_norm)
     grads = _gather(parameters, grad_attr)
     if grads.reads:
         passes.scale_(grads, ClipRule(limit)(norms.on_device(norm, grads.device)))
 
 
+@outside_graphs
 def clip_grad_value_(
     parameters: Tensors, clip_value: Limit, foreach: bool | None = None, *, grad_attr: str = "grad"
 ) -> None:
@@ -140,21 +150,25 @@ def clip_grad_value_(
     Raises:
         TypeError, ValueError, RuntimeError: naming the culprit; every gradient is then as it was.
     """
+    refuse_tracing()
     bound = check_clip_value(clip_value)
     passes.clamp_(_gather(parameters, grad_attr, p=None), bound)
 
 
+@outside_graphs
 def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0) -> Tensor:
     """The norm of each tensor by itself, from one read pass over all of them and without waiting for the device.
 
     Returns:
         [T], one per tensor in the order given, fp32 (fp64 if any tensor is), on the first tensor's device.
     """
+    refuse_tracing()
     p = check_norm_type(norm_type)
     grads = gather(as_list(tensors, "tensors"), None, p=p)
     return passes.spread(norms.finish(passes.lift_each(grads, p), p), grads)
 
 
+@outside_graphs
 def clip_grad_norm_per_tensor_(
     parameters: Tensors, max_norm: Limit, norm_type: SupportsFloat | str = 2.0, *, grad_attr: str = "grad"
 ) -> Tensor:
@@ -167,6 +181,7 @@ def clip_grad_norm_per_tensor_(
         [T], the norms before clipping, one per parameter in the order given (0 for one without a gradient), fp32 (fp64
         if any gradient is), on the first gradient's device. Does not wait for the device.
     """
+    refuse_tracing()
     p, limit = check_norm_type(norm_type), check_max_norm(max_norm)
     grads = _gather(parameters, grad_attr, p=p)
     each = norms.finish(passes.lift_each(grads, p), p)

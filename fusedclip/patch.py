@@ -4,6 +4,7 @@ torch wraps each of these functions in a small closure that turns autograd off a
 exchange what the closure calls, so that code which imported a function by name long ago is served as well.
 """
 
+import threading
 from collections.abc import Callable
 from types import CellType, TracebackType
 from typing import Any
@@ -12,13 +13,15 @@ import torch
 import torch.nn.utils.clip_grad as torch_clip
 
 from . import clip
+from .torch_internals import TorchOnly
 
-_REPLACEMENTS: dict[str, Callable[..., Any]] = {
+_OURS: dict[str, Callable[..., Any]] = {
     "clip_grad_norm_": clip.clip_grad_norm_,
     "clip_grad_value_": clip.clip_grad_value_,
     "_get_total_norm": clip.get_total_norm,
     "_clip_grads_with_norm_": clip.clip_grads_with_norm_,
 }
+_lock = threading.Lock()  # of what follows, and of torch's cells
 _active: list["Patch"] = []
 _originals: dict[str, Callable[..., Any]] = {}
 
@@ -36,34 +39,64 @@ class Patch:
 
     def remove(self) -> None:
         """Give torch its own functions back, unless another patch is still active. Calling it again does nothing."""
-        if self not in _active:
-            return
-        _active.remove(self)
-        if not _active:
-            for name, original in _originals.items():
-                _cell(name).cell_contents = original
-            _originals.clear()
+        with _lock:
+            if self not in _active:
+                return
+            _active.remove(self)
+            if not _active:
+                for name, original in _originals.items():
+                    _cell(name).cell_contents = original
+                _originals.clear()
 
 
 def patch_torch() -> Patch:
     """Make torch.nn.utils.clip_grad_norm_, clip_grad_value_, get_total_norm and clip_grads_with_norm_ call fusedclip.
 
     Holders of the functions, by whatever name and from whenever, are included: the function objects stay the same.
+    Lists with DTensors are still torch's, and so are calls that are being compiled (torch.compile, fullgraph too) or
+    traced (torch.jit.trace, make_fx, FakeTensorMode): there torch's functions do what they do unpatched.
 
     Returns:
-        A handle with `.remove()`, which is a context manager too. Patches nest.
+        A handle with `.remove()`, which is a context manager too. Patches nest, in several threads too; torch is
+        patched for all threads while any patch is active.
 
     Raises:
         RuntimeError: if this version of torch builds the functions in another way; torch is then as it was.
     """
-    cells = {name: _cell(name) for name in _REPLACEMENTS}
     patch = Patch()
-    if not _active:
-        _originals.update({name: cell.cell_contents for name, cell in cells.items()})
-        for name, cell in cells.items():
-            cell.cell_contents = _REPLACEMENTS[name]
-    _active.append(patch)
+    with _lock:
+        if not _active:
+            cells = {name: _cell(name) for name in _OURS}
+            _originals.update({name: cell.cell_contents for name, cell in cells.items()})
+            for name, cell in cells.items():
+                cell.cell_contents = _replacement(_OURS[name], _originals[name])
+        _active.append(patch)
     return patch
+
+
+def _replacement(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls ours, and torch's for what only torch can do."""
+    noun = "tensors" if ours is clip.get_total_norm else "parameters"
+
+    def ours_or_original(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():  # a constant for dynamo, which so traces torch's function as without us
+            return original(*args, **kwargs)
+        if args:
+            args = (_kept(args[0]), *args[1:])
+        elif noun in kwargs:
+            kwargs[noun] = _kept(kwargs[noun])
+        try:
+            return ours(*args, **kwargs)
+        except TorchOnly:  # raised before anything is written
+            return original(*args, **kwargs)
+
+    return ours_or_original
+
+
+def _kept(items: Any) -> Any:
+    """An iterator as a list, so that the second function to be asked finds what the first one read."""
+    # An empty generator stays what it is: our function warns of it.
+    return (list(items) or items) if hasattr(items, "__next__") else items
 
 
 def _cell(name: str) -> CellType:

@@ -77,13 +77,13 @@ def test_one_rounding(engine: Engine, dtype: torch.dtype, p: float, max_norm: fl
 @pytest.mark.parametrize("max_norm", [0.5, 1e9, math.inf])
 @pytest.mark.parametrize("p", [2.0, 0.0, 3.0, math.inf])
 def test_every_engine_knows_the_multiplier(engine: Engine, zero: bool, bad: float, max_norm: float, p: float) -> None:
-    """One call of the engine against the composition in the base class."""
+    """One call of the engine against two passes."""
     for multiplier in (torch.tensor(0.125), torch.tensor(1.0, dtype=torch.float64), torch.tensor(3.0)):
         one, two = (gather(parameters([engine.tensor([3.0, bad, -4.0]), engine.randn(70001)]), p=p) for _ in range(2))
-        backend, rule = backends.serving(one.reads[0]), ClipRule(max_norm, zero)
-        multiplier = multiplier.to(engine.device)
-        got = backend.clip_(one.reads[0], p, rule, torch.float64, multiplier=multiplier)
-        want = backends.Backend.clip_(backend, two.reads[0], p, rule, torch.float64, multiplier=multiplier)
+        rule, multiplier = ClipRule(max_norm, zero), multiplier.to(engine.device)
+        got = passes.clip_(one, p, rule, multiplier=multiplier, dtype=torch.float64)
+        want = passes.measure(two, p, rule, multiplier=multiplier)
+        passes.scale_(two, want.coef, zero=zero)
         torch.testing.assert_close(got, want, rtol=1e-6, atol=0, equal_nan=True)
         for a, b in zip(one.reads[0].tensors, two.reads[0].tensors, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=0, equal_nan=True)

@@ -73,10 +73,34 @@ def test_error_if_nonfinite_lets_finite_gradients_pass(engine: Engine) -> None:
 
 
 def test_a_norm_beyond_the_range_of_its_dtype(engine: Engine) -> None:
-    for error_if_nonfinite in (False, True):  # judged unrounded: the gradients can be clipped, and are
+    """The gradients can be clipped, and are. Who asks for a finite norm gets the one that it is, in fp64."""
+    for error_if_nonfinite in (False, True):
         grads = [torch.full((100,), 3e38, device=engine.device)]
-        assert fusedclip.clip_grad_norm_(parameters(grads), 1.0, 2.0, error_if_nonfinite) == math.inf
+        norm = fusedclip.clip_grad_norm_(parameters(grads), 1.0, 2.0, error_if_nonfinite)
+        total = fusedclip.get_total_norm([torch.full_like(grads[0], 3e38)], 2.0, error_if_nonfinite)
+        for value in (norm, total):
+            if error_if_nonfinite:
+                assert value.dtype == torch.float64
+                torch.testing.assert_close(value.item(), 3e39, rtol=1e-6, atol=0)
+            else:
+                assert value.dtype == torch.float32
+                assert value == math.inf
         torch.testing.assert_close(grads[0], torch.full_like(grads[0], 0.1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+def test_norms_just_above_the_largest_float_are_rounded_alike_on_every_road(engine: Engine, beyond: bool) -> None:
+    most = torch.finfo(torch.float32).max
+    # A hair above the largest float, and above the middle between it and the next, which is inf.
+    grads = [engine.tensor([most, 2.0**104 if beyond else 2.0**102])]
+    expected = torch.tensor(math.inf if beyond else most)
+    for norm in (
+        fusedclip.get_total_norm(grads, 1.0),
+        fusedclip.clip_grad_norm_(parameters([g.clone() for g in grads]), 1.0, 1.0),
+        fusedclip.get_total_norm([*grads, engine.tensor([0.0, 0.0])[::2]], 1.0),
+        fusedclip.get_per_tensor_norms(grads, 1.0)[0],
+    ):
+        assert norm.cpu() == expected
 
 
 def test_total_norm_that_is_not_finite(engine: Engine) -> None:

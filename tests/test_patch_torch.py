@@ -1,6 +1,9 @@
 """patch_torch(): every road into torch's clipping functions leads here, and back."""
 
 import inspect
+import sys
+import threading
+import warnings
 
 import pytest
 import torch
@@ -55,10 +58,54 @@ def test_patches_nest_and_removing_twice_is_harmless() -> None:
     assert not is_ours(get_total_norm(bf16()))
 
 
+def test_threads_that_patch_at_once() -> None:
+    """They have torch patched while any of them is inside, and nothing is left of it afterwards."""
+    failures: list[object] = []
+    barrier = threading.Barrier(8)
+
+    def patch_often() -> None:
+        barrier.wait()
+        try:
+            for i in range(20_000):
+                with fusedclip.patch_torch():
+                    if i % 1000 == 0 and not is_ours(get_total_norm(bf16())):
+                        failures.append("torch's own function inside of a patch")
+        except Exception as error:
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=patch_often) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failures
+    assert not is_ours(get_total_norm(bf16()))
+
+
 def test_removed_after_an_error() -> None:
     with pytest.raises(KeyError), fusedclip.patch_torch():
         raise KeyError
     assert not is_ours(get_total_norm(bf16()))
+
+
+@pytest.mark.parametrize("patched", [False, True])
+@pytest.mark.parametrize("name", ["clip_grad_norm_", "clip_grads_with_norm_", "clip_grad_value_"])
+def test_the_warning_of_an_empty_generator_is_at_the_callers_line(name: str, patched: bool) -> None:
+    more = (1.0, 1.0) if name == "clip_grads_with_norm_" else (1.0,)
+    function = getattr(torch.nn.utils if patched else fusedclip, name)
+    patch = fusedclip.patch_torch()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            function((p for p in ()), *more)
+        assert [(w.filename, "empty generator" in str(w.message)) for w in caught] == [(__file__, True)]
+    finally:
+        patch.remove()
 
 
 def test_a_torch_that_is_built_otherwise_is_refused_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

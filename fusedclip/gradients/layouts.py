@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .._extension import subnormals_count
 from ..dtypes import FLOATING
+from ..torch_internals import refuse_dtensor
 
 
 @dataclass(slots=True)
@@ -58,11 +59,7 @@ def _plain(gradient: Tensor, name: str) -> Tensor:
     """As a torch.Tensor of a layout and dtype that has elements to clip; raises TypeError otherwise."""
     kind = type(gradient)
     if kind is not Tensor and kind is not torch.nn.Parameter:
-        if _is_dtensor(gradient):
-            raise NotImplementedError(
-                f"{name} is a DTensor: its norm needs the other ranks' shards, which this version does not reduce "
-                "over. Clip with torch.nn.utils.clip_grad_norm_, or pass the local shards and group="
-            )
+        refuse_dtensor(gradient, name)
         # A subclass that dispatches may keep its elements elsewhere; one that doesn't is its own memory.
         if kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
             raise TypeError(f"{name} is a {kind.__name__}, a tensor subclass that fusedclip cannot look into")
@@ -87,11 +84,6 @@ def _has_memory(tensor: Tensor) -> bool:
         return tensor.numel() == 0 or tensor.data_ptr() != 0
     except RuntimeError:  # what wrappers without storage raise
         return False
-
-
-def _is_dtensor(tensor: Tensor) -> bool:
-    # Looked up by name: importing torch.distributed.tensor takes long, and a build of torch may lack it.
-    return any(cls.__name__ == "DTensor" for cls in type(tensor).__mro__)
 
 
 def _flatten_sparse(gradient: Tensor, tensor: Tensor, p: float | None) -> Flat:

@@ -4,7 +4,6 @@ A step pre-hook clips, either by scaling the gradients where that is needed, or 
 fused optimizers, which divide every gradient by `grad_scale` and skip the step where `found_inf` is 1.
 """
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
@@ -17,6 +16,7 @@ from .. import passes
 from ..arguments import Limit, check_defer, check_group, check_max_norm, check_norm_type, check_on_nonfinite
 from ..gradients import Gradients, gather, shares_memory
 from ..norms import Clipped, ClipRule
+from ..torch_internals import outside_graphs, refuse_tracing
 from ..scopes import Scope, measure_scopes, scale_scopes_, scope_result
 from .skip import combine_flags, follow, prepare_momentum, refuse_unmade_momentum
 from .stand_in import StandIn, is_inner_step, takes_grad_scale
@@ -138,7 +138,6 @@ class ClipOnStep:
         if any(isinstance(owner, ClipOnStep) and owner._is_registered for owner in owners):
             raise ValueError(f"this {type(optimizer).__name__} clips on step already; remove() the other handle first")
         self._check(optimizer)
-        self._outside_the_graph = _outside_the_graph()
         self._hook: RemovableHandle = optimizer.register_step_pre_hook(self._before_step)
         self._is_registered = True
 
@@ -160,7 +159,7 @@ class ClipOnStep:
         if not self._is_registered:
             return None  # a copy's, which came along with an optimizer that copies its hooks
         if torch.compiler.is_compiling():
-            self._outside_the_graph(self, optimizer, args, kwargs)
+            self._before_compiled_step(optimizer, args, kwargs)
             return None
         if is_inner_step(optimizer):
             return None  # a subclass's step called its parent's, which runs the hooks as well
@@ -182,6 +181,7 @@ class ClipOnStep:
         self._clip(optimizer, stand_in)
         return None if stand_in is None else (shown, kwargs)
 
+    @outside_graphs
     def _before_compiled_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Under torch.compile the gradients are scaled outside of the graph, in which nothing can stand in for self."""
         closure = any(map(callable, (*args[1:], kwargs.get("closure"))))
@@ -206,6 +206,7 @@ class ClipOnStep:
 
     def _clip(self, optimizer: Optimizer, stand_in: StandIn | None) -> None:
         """Clip the gradients as they are now, by scaling them or through what `stand_in` shows to the step."""
+        refuse_tracing()
         self._check(optimizer)
         if stand_in is None:
             refuse_unmade_momentum(optimizer)
@@ -281,13 +282,6 @@ class ClipOnStep:
             stand_in.found_inf = combine_flags(flags)
         if flags and isinstance(optimizer, torch.optim.SGD):
             prepare_momentum(optimizer, stand_in)
-
-
-@functools.cache
-def _outside_the_graph() -> Callable[..., None]:
-    """One for all handles: kept on its handle, a bound one would make a cycle. Made at the first registration, as this
-    imports torch._dynamo, which every optimizer's first step imports anyway."""
-    return torch.compiler.disable(ClipOnStep._before_compiled_step)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _pre_hooks(optimizer: Optimizer) -> dict[int, Any]:
