@@ -38,6 +38,24 @@ def test_constant_gradients(engine: Engine, dtype: torch.dtype, value: float) ->
     check([torch.full((300_000,), value, dtype=dtype, device=engine.device)])
 
 
+@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_small_elements_beside_large_ones(engine: Engine, dtype: torch.dtype, p: float) -> None:
+    # A one, then terms of 2^-24, in every lane of the sum: each addition in fp32 loses its term. Lanes are neighbours
+    # for the CPU and Triton, and the first halves of 16-byte packs of neighbouring threads for CUDA.
+    count, place = 32768, torch.arange(32768)
+    tensors = []
+    for period in (1024, 2048, 8192, 16384, 32768):
+        for width in (16, 64, 128, 512, 1024, 4096):
+            for of_pack in (4, 8):
+                tensor = torch.full((count,), 2.0 ** (-24 / p), dtype=dtype)
+                tensor[(place % period < width) & (place % 8 < of_pack)] = 1
+                tensors.append(tensor.to(engine.device))
+    norms = fusedclip.get_per_tensor_norms(tensors, p)
+    for norm, tensor in zip(norms, tensors, strict=True):
+        oracle.assert_close(norm, oracle.norm([tensor], p), BOUND)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [1.0, 2.0])
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-23, 3e-20, 1e-19, 1e-16, 1e19, 1e30, 1e33])

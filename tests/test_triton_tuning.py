@@ -100,6 +100,8 @@ def as_json(**changes: Any) -> dict[str, Any]:
         (as_json(gain="1.1"), "gain is '1.1'"),
         (as_json(chunk_bytes=65536 + 4096), "a chunk is a whole number of steps"),
         (as_json(step_bytes=2048), "a power of two from 4096"),
+        (as_json(chunk_bytes=17 * 16384), "16 at most"),
+        (as_json(chunk_bytes=131072, step_bytes=131072), "to 65536 bytes"),
         (as_json(step_bytes=0), "step_bytes is 0, not a positive integer"),
         (as_json(num_warps=3), "num_warps is 3, not a power of two"),
         (as_json(num_warps=True), "num_warps is True"),

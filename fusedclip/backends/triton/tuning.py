@@ -17,6 +17,9 @@ import torch
 
 from ...dtypes import FLOATING
 
+# With these, and steps of 64 KiB at most, an fp32 accumulator takes 33 additions in a chunk. Those and the 7 that add
+# eight accumulators to one round 39 times: 39 * 2^-24 = 2.4e-6 of a sum at most, half of that for a 2-norm.
+MOST_STEPS = 16
 TABLE = Path(__file__).with_name("tuning.json")  # written by `python -m benchmarks tune`, read once per process
 
 
@@ -38,8 +41,13 @@ class Tuning:
                 raise ValueError(f"{name} is {value!r}, not a positive integer")
         if self.num_warps & (self.num_warps - 1):
             raise ValueError(f"num_warps is {self.num_warps}, not a power of two")
-        if self.chunk_bytes % self.step_bytes or self.step_bytes & (self.step_bytes - 1) or self.step_bytes < 4096:
-            raise ValueError(f"{self}: a chunk is a whole number of steps, and a step a power of two from 4096 bytes")
+        steps, rest = divmod(self.chunk_bytes, self.step_bytes)
+        odd_step = self.step_bytes & (self.step_bytes - 1) or not 4096 <= self.step_bytes <= 65536
+        if rest or odd_step or steps > MOST_STEPS:
+            raise ValueError(
+                f"{self}: a chunk is a whole number of steps, {MOST_STEPS} at most, and a step a power of two "
+                "from 4096 to 65536 bytes"
+            )
 
     def options(self) -> dict[str, int | bool]:
         """For the compiler.
