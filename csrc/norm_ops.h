@@ -60,4 +60,23 @@ FUSEDCLIP_HD inline double coefficient(double norm, const ClipRule& rule) {
   return ratio >= 1.0 ? 1.0 : ratio;  // NaN stays NaN
 }
 
+// A coefficient as float arithmetic applies it: x * of[2] * of[1] * of[0], in this order. One factor does unless it is
+// close to the ends of float's range, where it would lose bits or vanish, although the product does not (2^127 * 2^-260
+// is a bfloat16). Then of[0] and, if need be, of[1] are powers of two, so that only the last product may round again.
+struct FloatFactors {
+  float of[3];
+};
+
+FUSEDCLIP_HD inline FloatFactors float_factors(double coef) {
+  constexpr double kLeast = 0x1p-100, kMost = 0x1p100;  // three of them: beyond all that an element can make up for
+  FloatFactors factors;
+  for (float& factor : factors.of) {
+    const bool tiny = coef > 0 && coef < kLeast;
+    const bool huge = coef > kMost && coef < HUGE_VAL;
+    factor = float(tiny ? kLeast : huge ? kMost : coef);
+    coef = tiny ? coef * kMost : huge ? coef * kLeast : 1;
+  }
+  return factors;
+}
+
 }  // namespace fusedclip

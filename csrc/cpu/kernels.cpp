@@ -255,14 +255,13 @@ inline void map(T* x, int64_t n, F f) {
 
 template <class T>
 void scale(double coef, T* x, int64_t n) {
-  // Below this a coefficient gets too close to float's subnormals (large bfloat16 elements, small max_norm): it is
-  // applied in two factors then.
-  constexpr double kLeastFactor = 0x1p-64;
-  const Arithmetic<T> c = Arithmetic<T>(coef);
-  if (sizeof(T) > 2 || coef == 0 || !(coef < kLeastFactor))
-    return map(x, n, [c](ArithmeticVector<T> v) { return v * c; });
-  const Arithmetic<T> first = Arithmetic<T>(kLeastFactor), second = Arithmetic<T>(coef / kLeastFactor);
-  map(x, n, [=](ArithmeticVector<T> v) { return v * first * second; });
+  if constexpr (sizeof(T) > 2) {
+    map(x, n, [coef](Doubles v) { return v * coef; });
+  } else {
+    const FloatFactors f = float_factors(coef);
+    if (f.of[1] == 1) return map(x, n, [f](Floats v) { return v * f.of[0]; });
+    map(x, n, [f](Floats v) { return v * f.of[2] * f.of[1] * f.of[0]; });
+  }
 }
 
 // The nearest number that T has: what a clamped element becomes, so that clamping again changes nothing.

@@ -35,16 +35,11 @@ class Scale {
   static constexpr bool kAlways = true;
 
   // `zeros`: where the coefficient is 0, inf and NaN must not survive as NaN.
-  __device__ Scale(double coef, bool zero) : coef_(coef), zeros_(zero && coef == 0) {
-    // Close to float's subnormals (large elements, small max_norm) a coefficient is applied in two factors.
-    const bool tiny = coef < 0x1p-64 && coef != 0;
-    first_ = tiny ? 0x1p-64f : float(coef);
-    second_ = tiny ? float(coef * 0x1p64) : 1.0f;
-  }
+  __device__ Scale(double coef, bool zero) : coef_(coef), factors_(float_factors(coef)), zeros_(zero && coef == 0) {}
 
   template <class T>
   __device__ float apply(float x) const {
-    return zeros_ ? 0.0f : x * first_ * second_;
+    return zeros_ ? 0.0f : x * factors_.of[2] * factors_.of[1] * factors_.of[0];
   }
   template <class T>
   __device__ double apply(double x) const {
@@ -53,7 +48,7 @@ class Scale {
 
  private:
   double coef_;
-  float first_, second_;
+  FloatFactors factors_;
   bool zeros_;
 };
 

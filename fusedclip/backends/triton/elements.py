@@ -5,7 +5,7 @@ import triton.language as tl
 
 ZERO, ONE, TWO, POWER, MAX, MIN = (tl.constexpr(code) for code in range(6))  # norms
 SCALE, CLAMP = tl.constexpr(0), tl.constexpr(1)
-LEAST_FACTOR = tl.constexpr(2.0**-64)
+LEAST_FACTOR, MOST_FACTOR = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -100,13 +100,27 @@ def narrow(y, T: tl.constexpr):
 
 
 @triton.jit
+def split_factor(coef):
+    """One of the three fp32 factors that make up a coefficient, and what is left of it (csrc/norm_ops.h)."""
+    tiny = (coef > 0) & (coef < LEAST_FACTOR)
+    huge = (coef > MOST_FACTOR) & (coef < float("inf"))
+    factor = tl.where(tiny, LEAST_FACTOR, tl.where(huge, MOST_FACTOR, coef)).to(tl.float64)
+    rest = tl.where(tiny, coef * MOST_FACTOR, tl.where(huge, coef * LEAST_FACTOR, 1.0)).to(tl.float64)
+    return factor, rest
+
+
+@triton.jit
 def apply(x, operand, T: tl.constexpr, OP: tl.constexpr, ZEROS: tl.constexpr):
     A: tl.constexpr = tl.float64 if T == tl.float64 else tl.float32
     x = widen(x, A)
     if OP == SCALE:
-        # In two factors where one would come close to fp32's subnormals (large elements, a small max_norm).
-        first = tl.where((operand < LEAST_FACTOR) & (operand != 0), LEAST_FACTOR, 1.0).to(tl.float64)
-        y = x * first.to(A) * (operand / first).to(A)
+        if A == tl.float64:
+            y = x * operand
+        else:
+            first, rest = split_factor(operand)
+            second, rest = split_factor(rest)
+            third, rest = split_factor(rest)
+            y = x * third.to(A) * second.to(A) * first.to(A)
         if ZEROS:
             y = tl.where(operand == 0, 0.0, y)
     else:
