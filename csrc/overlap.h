@@ -22,8 +22,7 @@ inline Span span_of(const Segment& s) {
 // A byte of the address at a time, those alone in which some differ. 2,000 addresses in no order take std::sort three
 // times as long, and few addresses less.
 inline void sort_by_begin(std::vector<Span>& spans) {
-  if (spans.size() < 64)
-    return std::sort(spans.begin(), spans.end(), [](Span a, Span b) { return a.begin < b.begin; });
+  if (spans.size() < 64) return std::sort(spans.begin(), spans.end(), [](Span a, Span b) { return a.begin < b.begin; });
   uintptr_t differing = 0;
   for (const Span& s : spans) differing |= s.begin ^ spans[0].begin;
   std::vector<Span> sorted(spans.size());

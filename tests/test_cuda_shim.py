@@ -17,7 +17,7 @@ from .cuda_shim import build
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="g++ was not found")
 COMMON = ["test_clip_norm", "test_per_tensor", "test_nonfinite", "test_layouts", "test_determinism", "test_properties"]
-COMMON += ["test_norm_accuracy"]
+COMMON += ["test_norm_accuracy", "test_coefficients", "test_overlap"]
 
 
 def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:

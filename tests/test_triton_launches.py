@@ -95,6 +95,25 @@ def test_launches_per_call(device: torch.device, launched: list[str], sizes: tup
     assert launched == ["scale_kernel", "clamp_kernel"]
 
 
+def test_tensors_that_share_memory_are_written_one_by_one(device: torch.device, launched: list[str]) -> None:
+    buffer = torch.randn(1000, device=device)
+    apart, shared = (make_batch([buffer[:n], buffer[500:]]) for n in (500, 501))
+    coefs = torch.tensor([0.5, 0.25], dtype=torch.float64, device=device)
+    for batch, times in ((apart, 1), (shared, 2), (apart, 1)):
+        ENGINE.scale_(batch, coefs, zero=False)
+        ENGINE.clamp_(batch, 0.1)
+        assert launched == ["scale_kernel"] * times + ["clamp_kernel"] * times
+        launched.clear()
+    before, norm = buffer.clone(), oracle.norm(shared.tensors)
+    clipped = ENGINE.clip_(shared, 2.0, ClipRule(norm / 2), torch.float64)
+    assert launched == ["read_kernel", "clip_kernel", "scale_kernel", "scale_kernel"]
+    oracle.assert_close(clipped.norm, norm, 3e-6)
+    coef = float(clipped.coef)
+    oracle.assert_scaled(buffer[:500], before[:500], coef, 1.5)
+    oracle.assert_scaled(buffer[500:501], before[500:501], coef * coef, 3.0)
+    oracle.assert_scaled(buffer[501:], before[501:], coef, 1.5)
+
+
 def test_the_grid_does_not_grow_with_the_list(device: torch.device) -> None:
     from fusedclip.backends.triton import tables
     from fusedclip.backends.triton.tuning import default_for, programs_for, use

@@ -1,9 +1,13 @@
 #include "engine.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <mutex>
+#include <optional>
 
+#include "../overlap.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "shares.h"
@@ -19,6 +23,9 @@ int threads_for(const Work& work, int max_threads) {
   const int64_t useful = work.tiling.bytes() / kBytesPerThread;
   return static_cast<int>(std::clamp<int64_t>(useful, 1, max_threads));
 }
+
+// Threads for a write pass: what overlaps is written in one order, that of a single thread.
+int writers_for(const Work& work, int threads) { return threads > 1 && overlap(work.segments) ? 1 : threads; }
 
 // What a thread takes at a time: little enough that none waits long for the last, enough that taking it costs nothing.
 constexpr int64_t kBytesPerShare = 256 * 1024;
@@ -53,7 +60,7 @@ void backwards(const Work& work, Share share, const Body& body) {
   int64_t s = segment_at(first, share.end - 1);
   for (int64_t tile = share.end - 1; tile >= share.begin; --tile) {
     while (first[s] > tile) --s;
-    body(tile_of(work.tiling, work.segments, s, tile));
+    body(tile, tile_of(work.tiling, work.segments, s, tile));
   }
 }
 
@@ -80,7 +87,7 @@ void write(const Work& work, Shares& shares, int thread, const Body& body) {
 
 void scale_tiles(const Work& work, const double* coefs, int64_t stride, bool zero, Shares& shares, int thread) {
   const Kernels& k = kernels();
-  write(work, shares, thread, [&](const Tile& t) {
+  write(work, shares, thread, [&](int64_t, const Tile& t) {
     const double coef = coefs[t.segment * stride];
     const DType dtype = work.segments[t.segment].dtype;
     if (coef == 1) return;
@@ -127,7 +134,9 @@ Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier
   Partials partials = partials_for(work);
   Clipped result{};
   const int threads = threads_for(work, max_threads);
-  Shares reads = shares_for(work, threads), writes = shares_for(work, threads);
+  Shares reads = shares_for(work, threads);
+  int writers = 0;
+  std::optional<Shares> writes;
   in_parallel(threads, [&](int thread, int team) {
     read(work, norm, p, reads, thread, partials);
     if (team > 1) team_barrier();
@@ -135,9 +144,13 @@ Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier
       const double factor = norm == Norm::kZero ? 1 : multiplier;  // a count stays what it is
       result.norm = factor * finish(norm, combine_all(work, norm, partials), p);
       result.coef = multiplier * coefficient(result.norm, rule);
+      if (result.coef != 1) {
+        writers = writers_for(work, team);
+        writes.emplace(shares_for(work, writers));
+      }
     }
     if (team > 1) team_barrier();
-    if (result.coef != 1) scale_tiles(work, &result.coef, 0, rule.zero_nonfinite, writes, thread);
+    if (thread < writers) scale_tiles(work, &result.coef, 0, rule.zero_nonfinite, *writes, thread);
   });
   return result;
 }
@@ -147,23 +160,37 @@ bool scale(const Work& work, const double* coefs, int64_t stride, bool zero, int
   const size_t count = stride == 0 ? 1 : work.segments.size();
   for (size_t s = 0; s < count; ++s) any |= coefs[s] != 1;
   if (!any) return false;
-  const int threads = threads_for(work, max_threads);
-  Shares shares = shares_for(work, threads);
-  in_parallel(threads, [&](int thread, int) { scale_tiles(work, coefs, stride, zero, shares, thread); });
+  const int writers = writers_for(work, threads_for(work, max_threads));
+  Shares shares = shares_for(work, writers);
+  in_parallel(writers, [&](int thread, int) { scale_tiles(work, coefs, stride, zero, shares, thread); });
   return true;
 }
 
-bool clamp(const Work& work, double bound, int max_threads) {
+std::vector<bool> clamp(const Work& work, double bound, int max_threads) {
   const Kernels& k = kernels();
-  std::atomic<bool> changed{false};
   const int threads = threads_for(work, max_threads);
+  const std::unique_ptr<bool[]> changed(new bool[work.tiling.tiles()]());
+  std::once_flag once;
+  std::atomic<bool> asked{threads == 1};
+  bool in_one_order = false;
   Shares shares = shares_for(work, threads);
   in_parallel(threads, [&](int thread, int) {
-    write(work, shares, thread, [&](const Tile& t) {
-      if (k.clamp(work.segments[t.segment].dtype, bound, t.data, t.count)) changed = true;
+    write(work, shares, thread, [&](int64_t tile, const Tile& t) {
+      const DType dtype = work.segments[t.segment].dtype;
+      // Only what has to be written is worth asking whether it overlaps.
+      if (!asked.load(std::memory_order_acquire)) {
+        if (k.lift(dtype, Norm::kMax, 0, t.data, t.count) <= bound) return;
+        std::call_once(once, [&] { in_one_order = overlap(work.segments), asked = true; });
+      }
+      if (!in_one_order) changed[tile] = k.clamp(dtype, bound, t.data, t.count);
     });
   });
-  return changed;
+  if (in_one_order) return clamp(work, bound, 1);
+  std::vector<bool> written;
+  const std::vector<int64_t>& first = work.tiling.first_tile;
+  for (size_t s = 0; s < work.segments.size(); ++s)
+    written.push_back(std::any_of(&changed[first[s]], &changed[first[s + 1]], [](bool c) { return c; }));
+  return written;
 }
 
 }  // namespace fusedclip::cpu

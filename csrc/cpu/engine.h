@@ -8,6 +8,8 @@
 
 namespace fusedclip::cpu {
 
+// Segments may share memory. What they share is written in one order, on one thread.
+
 // The part of a TensorList that the engine reads: no Python in here, so that it runs without the interpreter's lock.
 struct Work {
   const std::vector<Segment>& segments;
@@ -30,7 +32,7 @@ Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier
 // inf and NaN don't survive as NaN. Tells whether anything was written.
 bool scale(const Work& work, const double* coefs, int64_t stride, bool zero, int max_threads);
 
-// Every element into [-bound, bound]. Tells whether anything was written.
-bool clamp(const Work& work, double bound, int max_threads);
+// Every element into [-bound, bound]. Tells of each segment whether it was written.
+std::vector<bool> clamp(const Work& work, double bound, int max_threads);
 
 }  // namespace fusedclip::cpu

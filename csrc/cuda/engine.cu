@@ -1,4 +1,5 @@
 // The passes as launches. Bytes moved are said in kernels.cuh.
+#include "../overlap.h"
 #include "engine.h"
 #include "kernels.cuh"
 #include "launch.h"
@@ -61,6 +62,15 @@ class Passes {
   template <class F>
   void for_each_table(F f) const {
     cuda::for_each_table(work_, device_, f);
+  }
+
+  // For writing: what overlaps goes into launches of its own, which the stream puts into one order.
+  template <class F>
+  void for_each_written_table(F f) const {
+    if (overlap(work_.segments))
+      for_each_table_of<SmallTable>(1, work_, device_, f);
+    else
+      for_each_table(f);
   }
 
   // The lifted values of blocks to totals, or those of pairs of block and segment to slots; the number of blocks.
@@ -167,30 +177,31 @@ void norm(const Work& work, double p, double* scratch, const Results& results) {
 void clip(const Work& work, double p, const Limits& limits, double* scratch, const Results& results, Form form) {
   const Passes passes(work);
   const Demand demand{norm_of(p), p, limits};
-  if (tables_of(work) == 1)
+  if (tables_of(work) == 1 && !overlap(work.segments))
     return passes.for_each_table([&](const auto& table, int) { passes.clip(table, demand, scratch, results, form); });
-  if (form == Form::kOnChip) throw std::runtime_error("the on-chip form takes no more tensors than one launch does");
+  if (form == Form::kOnChip)
+    throw std::runtime_error("the on-chip form takes no more tensors than one launch does, and none that share memory");
   const int count = passes.read_totals(p, scratch);
-  passes.for_each_table([&](const auto& table, int number) {
+  passes.for_each_written_table([&](const auto& table, int number) {
     passes.settle_and_scale(table, demand, scratch, count, results, number == 0);
   });
 }
 
 bool fits_on_chip(const Work& work, double p) {
   const Passes passes(work);
-  bool fits = tables_of(work) == 1;
+  bool fits = tables_of(work) == 1 && !overlap(work.segments);
   passes.for_each_table([&](const auto& table, int) { fits = fits && passes.fits_on_chip(table, norm_of(p)); });
   return fits;
 }
 
 void scale(const Work& work, const double* coefs, int64_t stride, bool zero) {
   const Passes passes(work);
-  passes.for_each_table([&](const auto& table, int) { passes.scale(table, coefs, stride, zero); });
+  passes.for_each_written_table([&](const auto& table, int) { passes.scale(table, coefs, stride, zero); });
 }
 
 void clamp(const Work& work, double bound) {
   const Passes passes(work);
-  passes.for_each_table([&](const auto& table, int) { passes.clamp(table, bound); });
+  passes.for_each_written_table([&](const auto& table, int) { passes.clamp(table, bound); });
 }
 
 }  // namespace fusedclip::cuda

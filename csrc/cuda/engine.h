@@ -2,6 +2,7 @@
 //
 // Every function works on the current stream that it is given, never waits for the device, allocates nothing there and
 // throws std::runtime_error with the call that failed and CUDA's reason. Pointers are to memory of the list's device.
+// Segments may share memory: what they share is written in the order of the list, a launch for each segment.
 #pragma once
 
 #include <cstdint>

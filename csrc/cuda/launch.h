@@ -37,21 +37,24 @@ void fill(Table& table, const std::vector<Segment>& segments, size_t place, size
   table.first_tile[size] = uint32_t(tiles);
 }
 
-// Calls f(table, number) for as few tables as hold all segments.
-template <class F>
-void for_each_table(const Work& work, const Device& device, F f) {
+// Calls f(table, number) for one table after the other of `size` segments each, fewer in the last.
+template <class Table, class F>
+void for_each_table_of(size_t size, const Work& work, const Device& device, F f) {
   const size_t n = work.segments.size();
-  const int64_t tile = tile_bytes(device.policy);
-  if (n <= SmallTable::kCapacity) {
-    SmallTable table;
-    fill(table, work.segments, 0, n, tile);
-    return f(table, 0);
-  }
-  LargeTable table;
-  for (size_t place = 0, number = 0; place < n; place += LargeTable::kCapacity, ++number) {
-    fill(table, work.segments, place, std::min<size_t>(LargeTable::kCapacity, n - place), tile);
+  Table table;
+  for (size_t place = 0, number = 0; number == 0 || place < n; place += size, ++number) {
+    fill(table, work.segments, place, std::min(size, n - place), tile_bytes(device.policy));
     f(table, int(number));
   }
+}
+
+// As few tables as hold all segments.
+template <class F>
+void for_each_table(const Work& work, const Device& device, F f) {
+  if (work.segments.size() <= SmallTable::kCapacity)
+    for_each_table_of<SmallTable>(SmallTable::kCapacity, work, device, f);
+  else
+    for_each_table_of<LargeTable>(LargeTable::kCapacity, work, device, f);
 }
 
 // A tile is the least that is worth a block.

@@ -42,7 +42,7 @@ class Cpu(Backend):
         return (coef != 1).tolist() if written and coef.dim() else written  # type: ignore[no-any-return]
 
     def clamp_(self, batch: Batch, bound: float) -> Written:
-        return _C.cpu_clamp(batch.table, bound, torch.get_num_threads())  # type: ignore[no-any-return]
+        return _C.cpu_clamp(batch.table, bound, torch.get_num_threads()) or False
 
     def fuses(self, p: float) -> bool:
         return True

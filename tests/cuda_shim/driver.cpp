@@ -199,14 +199,62 @@ void coefficients_per_tensor() {
     }
 }
 
-void tiny_coefficients() {
-  List list;
-  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) list.add(dtype, 70, 1, [] { return 0x1.8p+120; });
-  const double coef = 0x1.2p-140;  // a subnormal float
-  const auto segments = list.segments();
-  cuda::scale({segments, 0, nullptr}, &coef, 0, false);
-  for (const Tensor& tensor : list.tensors)
-    for (int64_t i = 0; i < tensor.count(); ++i) CHECK(tensor.get(i) == 0x1.8p+120 * coef);
+// Down to where the largest elements become the least ones, and up to where the least become the largest.
+void coefficients_beyond_the_range_of_float() {
+  for (const double coef : {0x1p-126, 0x1p-140, 0x1p-213, 0x1p-240, 0x1p-253, 0x1p+200}) {
+    const double element = coef < 1 ? 0x1.8p+126 : 0x1p-130;
+    List list;
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) list.add(dtype, 70, 1, [&] { return element; });
+    const auto segments = list.segments();
+    cuda::scale({segments, 0, nullptr}, &coef, 0, false);
+    for (const Tensor& tensor : list.tensors)
+      for (int64_t i = 0; i < tensor.count(); ++i) CHECK(tensor.get(i) == element * coef);
+  }
+}
+
+// A one and then terms that vanish beside it, in the four lanes of every thread's batch.
+void small_elements_beside_large_ones() {
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16, DType::kFloat32})
+    for (const double p : {1.0, 2.0})
+      for (const int width : {1, 4, 8}) {
+        List list;
+        int64_t i = 0;
+        const double tiny = p == 1 ? 0x1p-24 : 0x1p-12;
+        list.add(dtype, 8192, 0, [&] { return i++ % 2048 < 512 && i % 8 < width ? 1.0 : tiny; });
+        CHECK(close(lift(list, p)[0], oracle_lifted(list.tensors[0], p), 5.4e-7));
+      }
+}
+
+// Written in one order: ThreadSanitizer would see blocks that write the same memory side by side.
+void segments_that_share_memory() {
+  for (const Form form : {Form::kAuto, Form::kTwoLaunches}) {
+    List buffer;
+    buffer.add(DType::kFloat64, 3000, 0, normal(13));
+    const auto before = buffer.values()[0];
+    char* const data = static_cast<char*>(buffer.segments()[0].data);
+    const std::vector<Segment> segments = {{data + 8 * 100, 2000, DType::kFloat64},
+                                           {data + 8 * 2050, 950, DType::kFloat64},
+                                           {data, 1500, DType::kFloat64}};
+    const auto times = [](int64_t i) { return (i >= 100 && i < 2100) + (i >= 2050) + (i < 1500); };
+    const cuda::Work work{segments, 0, nullptr};
+    CHECK(!cuda::fits_on_chip(work, 2));
+    auto scratch = scratch_for(work);
+    Outcome outcome{};
+    cuda::clip(work, 2, at_most(0.5), scratch.data(), {&outcome.norm, true, &outcome.coef}, form);
+    double sum = 0;
+    for (int64_t i = 0; i < 3000; ++i) sum += times(i) * before[i] * before[i];
+    CHECK(close(outcome.norm, std::sqrt(sum), 1e-12));
+    const double coefs[] = {0.5, 0.25, 2};
+    cuda::scale(work, coefs, 1, false);
+    for (int64_t i = 0; i < 3000; ++i) {
+      double wanted = before[i];
+      for (int time = 0; time < times(i); ++time) wanted *= outcome.coef;
+      wanted *= (i >= 100 && i < 2100 ? 0.5 : 1) * (i >= 2050 ? 0.25 : 1) * (i < 1500 ? 2 : 1);
+      CHECK(buffer.tensors[0].get(i) == wanted);
+    }
+    cuda::clamp(work, 1e-6);
+    for (int64_t i = 0; i < 3000; ++i) CHECK(std::fabs(buffer.tensors[0].get(i)) <= 1e-6);
+  }
 }
 
 void clamps() {
@@ -304,7 +352,9 @@ const Test kTests[] = {{"lifted values", lifted_values},
                        {"NaN and inf", nonfinite_values_spread_or_become_zeros},
                        {"limits on the device", limits_on_the_device},
                        {"a coefficient per tensor", coefficients_per_tensor},
-                       {"tiny coefficients", tiny_coefficients},
+                       {"coefficients beyond the range of float", coefficients_beyond_the_range_of_float},
+                       {"small elements beside large ones", small_elements_beside_large_ones},
+                       {"segments that share memory", segments_that_share_memory},
                        {"clamp", clamps},
                        {"same bits every time", same_bits_every_time},
                        {"shares of huge segments", shares_of_huge_segments},
@@ -312,7 +362,8 @@ const Test kTests[] = {{"lifted values", lifted_values},
 
 // Too slow under ThreadSanitizer for what they add there.
 bool is_slow(const std::string& name) {
-  return name == "NaN and inf" || name == "constants and extremes" || name == "empty lists";
+  return name == "NaN and inf" || name == "constants and extremes" || name == "empty lists" ||
+         name == "small elements beside large ones";
 }
 
 }  // namespace

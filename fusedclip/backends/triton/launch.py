@@ -1,6 +1,7 @@
 """From a batch to launches: which kernel, with which table, on which device. Nothing here waits for the device."""
 
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -73,19 +74,25 @@ def clip_(batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, multiplier
             multiplier,
             p,
             table.plan.tensors,
-            table.plan.chunks,
+            0 if table.overlaps else table.plan.chunks,
             table.programs,
             EPS=rule.eps,
             NORM=_norm_code(p),
             ZEROS=rule.zero_nonfinite,
             **table.shape,
         )
+    if table.overlaps:
+        scale_(batch, clipped.coef, zero=rule.zero_nonfinite)
     return clipped
 
 
 def scale_(batch: Batch, coef: Tensor, *, zero: bool) -> None:
     with on(batch.device):
         table = table_for(batch)
+        if table.overlaps:
+            for part, c in zip(_one_by_one(batch), coef.expand(len(batch.tensors)), strict=True):
+                scale_(part, c, zero=zero)
+            return
         plan = table.plan
         launch(
             kernels.scale_kernel,
@@ -104,8 +111,17 @@ def scale_(batch: Batch, coef: Tensor, *, zero: bool) -> None:
 def clamp_(batch: Batch, bound: float) -> None:
     with on(batch.device):
         table = table_for(batch)
+        if table.overlaps:
+            for part in _one_by_one(batch):
+                clamp_(part, bound)
+            return
         plan = table.plan
         launch(kernels.clamp_kernel, table.programs, table, table.data, bound, plan.tensors, plan.chunks, **table.shape)
+
+
+def _one_by_one(batch: Batch) -> Iterator[Batch]:
+    """For writing tensors that share memory: programs would race, a launch for each is put in order by the stream."""
+    return (Batch([tensor], batch.device) for tensor in batch.tensors)
 
 
 def _read(table: Table, partials: Tensor, p: float, *, per_chunk: bool) -> None:

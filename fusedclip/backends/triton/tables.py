@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from operator import attrgetter
 
 import torch
@@ -46,6 +47,7 @@ class Plan:
         tensor = torch.repeat_interleave(chunks_of)
         index = torch.arange(len(tensor), device="cpu") - first[tensor]
         self.tensors = len(counts)
+        self.sizes = [n * dtype.itemsize for n, dtype in zip(counts, dtypes, strict=True)]  # bytes
         self.chunks = len(tensor)
         self.dtypes = sum({CODES[dtype] for dtype in dtypes})
         self.rows = torch.cat([count << chunks.DTYPE_BITS.value | code, tensor << 32 | index, first])
@@ -63,6 +65,7 @@ class Table:
         self.data = torch.empty(plan.tensors + len(plan.rows), dtype=torch.int64, device=device)
         self.partials = torch.empty(self.programs, dtype=torch.float64, device=device)
         self.addresses: list[int] = []
+        self.overlaps = False  # whether any two of the tensors share memory
 
     def point_to(self, addresses: list[int]) -> Tensor | None:
         """Make the table describe the tensors at these addresses. Returns the host memory of the copy, if any."""
@@ -77,7 +80,14 @@ class Table:
         staged = host.pin_memory() if pinned else host
         self.data[: len(host)].copy_(staged, non_blocking=True)
         self.addresses = addresses
+        self.overlaps = _overlap(addresses, self.plan.sizes)
         return staged
+
+
+def _overlap(addresses: list[int], sizes: list[int]) -> bool:
+    """For 400 tensors 50 us, but only where they have moved."""
+    spans = sorted((address, address + size) for address, size in zip(addresses, sizes, strict=True) if size)
+    return any(end > begin for (_, end), (begin, _) in pairwise(spans))
 
 
 def _integers(values: Sequence[int]) -> Tensor:
