@@ -2,8 +2,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
-
 #include "cpu/engine.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
@@ -109,8 +107,7 @@ PYBIND11_MODULE(_C, m) {
   // Per segment, whether it was written; None if none was.
   m.def("cpu_clamp", [](const TensorList& l, double bound, int threads) -> std::optional<std::vector<bool>> {
     const std::vector<bool> written = unlocked([&] { return cpu::clamp(work(l), bound, threads); });
-    if (std::find(written.begin(), written.end(), true) == written.end()) return std::nullopt;
-    return written;
+    return written.empty() ? std::nullopt : std::optional(written);
   });
 #ifdef FUSEDCLIP_WITH_CUDA
   // On torch's current stream; none waits for the device. An address of 0 stands for "not given".

@@ -186,10 +186,13 @@ std::vector<bool> clamp(const Work& work, double bound, int max_threads) {
     });
   });
   if (in_one_order) return clamp(work, bound, 1);
+  const auto any = [&](int64_t begin, int64_t end) {
+    return std::find(&changed[begin], &changed[end], true) != &changed[end];
+  };
+  if (!any(0, work.tiling.tiles())) return {};
   std::vector<bool> written;
   const std::vector<int64_t>& first = work.tiling.first_tile;
-  for (size_t s = 0; s < work.segments.size(); ++s)
-    written.push_back(std::any_of(&changed[first[s]], &changed[first[s + 1]], [](bool c) { return c; }));
+  for (size_t s = 0; s < work.segments.size(); ++s) written.push_back(any(first[s], first[s + 1]));
   return written;
 }
 

@@ -32,7 +32,7 @@ Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier
 // inf and NaN don't survive as NaN. Tells whether anything was written.
 bool scale(const Work& work, const double* coefs, int64_t stride, bool zero, int max_threads);
 
-// Every element into [-bound, bound]. Tells of each segment whether it was written.
+// Every element into [-bound, bound]. Tells of each segment whether it was written; empty if none was.
 std::vector<bool> clamp(const Work& work, double bound, int max_threads);
 
 }  // namespace fusedclip::cpu
