@@ -82,7 +82,7 @@ def clip_grad_norm_(
     if is_tracing() or modes._is_in_torch_dispatch_mode:  # written out: a function call is 2 % of the smallest clip
         refuse_tracing()
     p, limit = check_norm_type(norm_type), check_max_norm(max_norm)
-    zero = on_nonfinite != "propagate" and check_on_nonfinite(on_nonfinite, _POLICIES) == "zero"
+    zero = on_nonfinite is not _POLICIES[0] and check_on_nonfinite(on_nonfinite, _POLICIES) == "zero"
     if group is not None:
         check_group(group)
     items = parameter_list(parameters, grad_attr)

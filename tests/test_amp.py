@@ -242,7 +242,7 @@ def test_two_optimizers_and_thirty_steps_under_one_scaler() -> None:
 def test_one_device_carries_the_flag_of_several() -> None:
     """scaler.step adds the devices' flags up, and torch's kernels skip at exactly 1."""
     devices = [torch.device("cpu"), torch.device("meta")]
-    grads = SimpleNamespace(writes=[SimpleNamespace(device=d) for d in devices])
+    grads = SimpleNamespace(reads=[SimpleNamespace(device=d) for d in devices])
     flags = amp._per_device(torch.tensor(1.0), grads, devices[0], needed=False)
     assert list(flags) == devices
     assert [f.device for f in flags.values()] == devices

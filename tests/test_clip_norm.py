@@ -162,6 +162,13 @@ def test_a_value_clip_that_changes_nothing_writes_nothing() -> None:
     assert grads[0]._version == version
 
 
+def test_a_value_clip_tells_autograd_of_what_it_wrote_alone() -> None:
+    grads = [torch.full((5,), value) for value in (0.5, 2.0, 0.1)] + [torch.full((6,), 0.5)[::2]]
+    versions = [g._version for g in grads]
+    fusedclip.clip_grad_value_(parameters(grads), 1.0)
+    assert [g._version > v for g, v in zip(grads, versions, strict=True)] == [False, True, False, False]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("max_norm", [1.0, 1e-3, 1e-6, 1e-7])
 def test_coefficients_that_are_tiny(engine: Engine, dtype: torch.dtype, max_norm: float) -> None:

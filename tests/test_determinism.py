@@ -141,3 +141,57 @@ def test_flushing_of_subnormals_changes_nothing(dtype: torch.dtype) -> None:
     assert norm == expected
     halved = torch.tensor(value, dtype=dtype) / 2
     assert all((g == halved).all() for g in grads)
+
+
+def subnormal_lists() -> dict[str, list[torch.Tensor]]:
+    """Lists whose norm, or whose way to it, is in the subnormals of float32."""
+    tiny = torch.full((4,), 1e-40)
+    pairs = torch.view_as_complex(torch.full((40_000, 2), 1e-40))
+    places = torch.tensor([[1, 3, 1]])
+    return {
+        "the norm itself": [tiny],
+        "a strided companion": [tiny, torch.full((8,), 1e-40)[::2]],
+        "complex": [pairs],
+        "sparse": [torch.sparse_coo_tensor(places, torch.full((3, 8), 1e-40), (5, 8), check_invariants=True)],
+    }
+
+
+@compiled
+@pytest.mark.parametrize("p", [2.0, 1.0, 3.0, math.inf])
+@pytest.mark.parametrize("name", subnormal_lists())
+def test_flushing_changes_no_norm_on_any_road(name: str, p: float) -> None:
+    tensors = subnormal_lists()[name]
+
+    def norms() -> list[int]:
+        found = [
+            fusedclip.get_total_norm(tensors, p),
+            fusedclip.get_total_norm(tensors, p, error_if_nonfinite=True),
+            *fusedclip.get_per_tensor_norms(tensors, p),
+        ]
+        return [norm.view(torch.int32).item() for norm in found]  # bits: reading a subnormal would flush it
+
+    expected = norms()
+    assert all(bits > 0 for bits in expected)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormals")
+    try:
+        assert norms() == expected
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@compiled
+def test_what_torch_was_told_of_subnormals_stays_as_it_was() -> None:
+    def flushes() -> bool:
+        return bool((torch.full((100_000,), 1e-40) * 1 == 0).any())
+
+    odd = [torch.full((40_000,), 1 + 1j)[::2], torch.ones(3)]
+    fusedclip.get_total_norm(odd, 1.0)
+    assert not flushes()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormals")
+    try:
+        fusedclip.get_total_norm(odd, 1.0)
+        assert flushes()
+    finally:
+        torch.set_flush_denormal(False)

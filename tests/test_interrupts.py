@@ -25,7 +25,7 @@ def interrupting(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(self, *args, **kwargs)
-            if once:
+            if once and (name != "clip_list_" or args[-1]):  # where it left the list to the other road, nothing is written
                 once.clear()
                 # What the interpreter does when the compiled call comes back: its result never gets to the caller.
                 raise KeyboardInterrupt

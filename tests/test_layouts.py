@@ -1,6 +1,7 @@
 """Gradients of every layout: complex, strided, channels-last, misaligned, empty, 0-d, sparse, listed twice."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -187,6 +188,23 @@ def test_an_interrupt_while_gradients_are_collected_is_not_lost() -> None:
         fusedclip.clip_grad_norm_([Interrupted(torch.zeros(1))], 1.0)
 
 
+def test_a_computed_tensor_is_no_parameter(engine: Engine) -> None:
+    weight = torch.nn.Parameter(engine.tensor([1.0, 2.0]))
+    weight.grad = engine.tensor([3.0, 4.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for computed in (weight * 1, weight.view(2), torch.sparse_coo_tensor([[0, 1]], weight, check_invariants=True)):
+            with pytest.raises(ValueError, match=r"parameters\[1\] is not a leaf.*Pass the parameter itself"):
+                fusedclip.clip_grad_norm_([weight, computed], 1.0)
+            assert weight.grad.tolist() == [3, 4]
+        retaining = weight * 1
+        retaining.retain_grad()
+        assert fusedclip.clip_grad_norm_([retaining], 1.0) == 0
+        (retaining * engine.tensor([6.0, 8.0])).sum().backward()
+        assert fusedclip.clip_grad_norm_([retaining], 5.0) == 10
+    torch.testing.assert_close(retaining.grad, engine.tensor([3.0, 4.0]), rtol=1e-5, atol=0)
+
+
 def test_a_list_that_changes_under_our_hands(engine: Engine) -> None:
     class Clearing(torch.nn.Parameter):
         @property
@@ -249,5 +267,8 @@ def test_not_clipped_is_not_copied_back(engine: Engine, make: Callable[[Engine],
     version, coalesced = grad._version, grad.is_sparse and grad.is_coalesced()
     for limit in (1e6, math.inf):
         fusedclip.clip_grad_norm_(parameters([grad]), limit)
+        fusedclip.clip_grad_norm_per_tensor_(parameters([grad, engine.randn(8) * 1e9]), limit)
+        if not grad.is_complex():
+            fusedclip.clip_grad_value_(parameters([grad, engine.randn(8) * 1e9]), limit)
     assert grad._version == version
     assert (grad.is_sparse and grad.is_coalesced()) == coalesced

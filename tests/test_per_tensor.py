@@ -55,6 +55,18 @@ def test_each_gradient_is_clipped_by_its_own_norm(engine: Engine, p: float) -> N
         oracle.assert_scaled(after, b, oracle.coefficient(n, 1.0), 1.5)
 
 
+def test_parameters_without_gradients_among_others(engine: Engine) -> None:
+    """Frozen weights between trained adapters: every second one has no gradient."""
+    grads = [engine.randn(3, seed=i) for i in range(7)]
+    shared = grads[2]
+    holders = parameters([g for grad in grads for g in (grad, None)] + [shared])
+    norms = fusedclip.clip_grad_norm_per_tensor_(holders, math.inf)
+    own = fusedclip.get_per_tensor_norms(grads)
+    assert torch.equal(norms[:-1:2], own)
+    assert (norms[1::2] == 0).all()
+    assert norms[-1] == own[2]
+
+
 def test_one_bad_gradient_leaves_the_others_alone(engine: Engine) -> None:
     grads = [engine.tensor([math.nan, 1.0]), engine.tensor([3.0, 4.0]), engine.tensor([0.1])]
     norms = fusedclip.clip_grad_norm_per_tensor_(parameters(grads), 1.0)

@@ -39,9 +39,13 @@ class Reference(Backend):
 
     @torch.no_grad()
     def clamp_(self, batch: Batch, bound: float) -> Written:
+        written = []
         for tensor in batch.tensors:
-            tensor.copy_(tensor.double().clamp(-bound, bound))
-        return True
+            beyond = tensor.double().abs() > bound
+            written.append(tensor.device.type != "cpu" or bool(beyond.any()))  # the host must not wait for a device
+            if written[-1]:
+                tensor.copy_(tensor.double().clamp(-bound, bound))
+        return written
 
 
 def lifted(tensor: Tensor, p: float) -> Tensor:
