@@ -60,23 +60,21 @@ FUSEDCLIP_HD inline double coefficient(double norm, const ClipRule& rule) {
   return ratio >= 1.0 ? 1.0 : ratio;  // NaN stays NaN
 }
 
-// A coefficient as float arithmetic applies it: x * of[2] * of[1] * of[0], in this order. One factor does unless it is
-// close to the ends of float's range, where it would lose bits or vanish, although the product does not (2^127 * 2^-260
-// is a bfloat16). Then of[0] and, if need be, of[1] are powers of two, so that only the last product may round again.
+// A coefficient as float arithmetic applies it: x * rest * power, in this order. Close to the ends of float's range and
+// beyond, it would lose bits or vanish by itself, although the product need not (2^127 * 2^-260 is a bfloat16). `power`
+// is a power of two, so that multiplying by it rounds nothing but a subnormal result.
 struct FloatFactors {
-  float of[3];
+  float rest, power;
 };
 
 FUSEDCLIP_HD inline FloatFactors float_factors(double coef) {
-  constexpr double kLeast = 0x1p-100, kMost = 0x1p100;  // three of them: beyond all that an element can make up for
-  FloatFactors factors;
-  for (float& factor : factors.of) {
-    const bool tiny = coef > 0 && coef < kLeast;
-    const bool huge = coef > kMost && coef < HUGE_VAL;
-    factor = float(tiny ? kLeast : huge ? kMost : coef);
-    coef = tiny ? coef * kMost : huge ? coef * kLeast : 1;
-  }
-  return factors;
+  constexpr float kLeast = 0x1p-149f;  // of all floats
+  if (!(coef > 0)) return {float(coef), 1};
+  if (coef < 0x1p-298) return {kLeast, kLeast};  // takes every element to 0, and leaves inf
+  if (coef < 0x1p-190) return {float(coef * 0x1p149), kLeast};
+  if (coef < 0x1p-64) return {float(coef * 0x1p64), 0x1p-64f};
+  if (coef > 0x1p100) return {float(coef * 0x1p-100), 0x1p100f};
+  return {float(coef), 1};
 }
 
 }  // namespace fusedclip

@@ -259,8 +259,8 @@ void scale(double coef, T* x, int64_t n) {
     map(x, n, [coef](Doubles v) { return v * coef; });
   } else {
     const FloatFactors f = float_factors(coef);
-    if (f.of[1] == 1) return map(x, n, [f](Floats v) { return v * f.of[0]; });
-    map(x, n, [f](Floats v) { return v * f.of[2] * f.of[1] * f.of[0]; });
+    if (f.power == 1) return map(x, n, [f](Floats v) { return v * f.rest; });
+    map(x, n, [f](Floats v) { return v * f.rest * f.power; });
   }
 }
 

@@ -39,7 +39,7 @@ class Scale {
 
   template <class T>
   __device__ float apply(float x) const {
-    return zeros_ ? 0.0f : x * factors_.of[2] * factors_.of[1] * factors_.of[0];
+    return zeros_ ? 0.0f : x * factors_.rest * factors_.power;
   }
   template <class T>
   __device__ double apply(double x) const {

@@ -5,7 +5,6 @@ import triton.language as tl
 
 ZERO, ONE, TWO, POWER, MAX, MIN = (tl.constexpr(code) for code in range(6))  # norms
 SCALE, CLAMP = tl.constexpr(0), tl.constexpr(1)
-LEAST_FACTOR, MOST_FACTOR = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -100,13 +99,13 @@ def narrow(y, T: tl.constexpr):
 
 
 @triton.jit
-def split_factor(coef):
-    """One of the three fp32 factors that make up a coefficient, and what is left of it (csrc/norm_ops.h)."""
-    tiny = (coef > 0) & (coef < LEAST_FACTOR)
-    huge = (coef > MOST_FACTOR) & (coef < float("inf"))
-    factor = tl.where(tiny, LEAST_FACTOR, tl.where(huge, MOST_FACTOR, coef)).to(tl.float64)
-    rest = tl.where(tiny, coef * MOST_FACTOR, tl.where(huge, coef * LEAST_FACTOR, 1.0)).to(tl.float64)
-    return factor, rest
+def float_factors(coef):
+    """A coefficient in two fp32 factors, to be applied in this order: csrc/norm_ops.h has the reasons."""
+    power = tl.where(coef < 2.0**-64, 2.0**-64, tl.where(coef > 2.0**100, 2.0**100, 1.0)).to(tl.float64)
+    power = tl.where(coef < 2.0**-190, 2.0**-149, power)
+    power = tl.where(coef > 0, power, 1.0)
+    rest = tl.where((coef > 0) & (coef < 2.0**-298), 2.0**-149, coef / power)
+    return rest.to(tl.float32), power.to(tl.float32)
 
 
 @triton.jit
@@ -117,10 +116,8 @@ def apply(x, operand, T: tl.constexpr, OP: tl.constexpr, ZEROS: tl.constexpr):
         if A == tl.float64:
             y = x * operand
         else:
-            first, rest = split_factor(operand)
-            second, rest = split_factor(rest)
-            third, rest = split_factor(rest)
-            y = x * third.to(A) * second.to(A) * first.to(A)
+            rest, power = float_factors(operand)
+            y = x * rest * power
         if ZEROS:
             y = tl.where(operand == 0, 0.0, y)
     else:
