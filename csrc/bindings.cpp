@@ -27,6 +27,56 @@ cuda::Work cuda_work(const TensorList& list) { return {list.segments, list.devic
 
 double* as_doubles(uintptr_t address) { return reinterpret_cast<double*>(address); }
 
+// norms.ClipRule.
+ClipRule as_rule(PyObject* tuple) {
+  if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 3) throw py::type_error("a rule is a tuple of three");
+  const double max_norm = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, 0)), eps = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, 2));
+  const int zero_nonfinite = PyObject_IsTrue(PyTuple_GET_ITEM(tuple, 1));
+  if (PyErr_Occurred()) throw py::error_already_set();
+  return {max_norm, eps, zero_nonfinite == 1};
+}
+
+py::object clip_list(const py::list& items, const py::object& attribute, const py::object& p, const ClipRule& rule,
+                     int threads, const py::list& written) {
+  Gathered gathered = gather(items, attribute, p);
+  if (!gathered.is_ordinary()) return py::cast(std::move(gathered));
+  const TensorList& l = *gathered.lists[0];
+  const double order = p.cast<double>();
+  const auto r = unlocked([&] { return cpu::clip(work(l), order, rule, 1.0, threads); });
+  // Before Python can run: an interrupt that came meanwhile is raised as soon as it does.
+  if (r.coef != 1 && PyList_SetSlice(written.ptr(), 0, 0, l.tensors.ptr()) != 0) throw py::error_already_set();
+  return py::make_tuple(r.norm, l.has_float64);
+}
+
+// cpu_clip_list(items, attribute, p, rule, threads, written): gather and cpu_clip at once. Python code between the two
+// and after them is slow, as it finds the caches full of gradients (11 us of the 70 us for 300 tensors of 4,096).
+// Returns (norm, whether it is fp64) with the tensors that were written in `written`; or, where the list is not an
+// ordinary one on the CPU, what was gathered, with nothing done. Called without pybind11, whose dispatch would be a
+// tenth of the smallest call.
+PyObject* cpu_clip_list(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  try {
+    if (count != 6 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[5]))
+      throw py::type_error("cpu_clip_list(items: list, attribute, p, rule, threads, written: list)");
+    const auto object = [&](int i) { return py::reinterpret_borrow<py::object>(args[i]); };
+    const int threads = static_cast<int>(PyLong_AsLong(args[4]));
+    if (threads == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return clip_list(py::reinterpret_borrow<py::list>(args[0]), object(1), object(2), as_rule(args[3]), threads,
+                     py::reinterpret_borrow<py::list>(args[5]))
+        .release()
+        .ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+PyMethodDef clip_list_definition{"cpu_clip_list", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(cpu_clip_list)),
+                                 METH_FASTCALL, nullptr};
+
 constexpr int kMostSets = 4;
 
 py::list instruction_sets() {
@@ -76,29 +126,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_lift", [](const TensorList& l, double p, int threads, uintptr_t out) {
     unlocked([&] { cpu::lift(work(l), p, threads, as_doubles(out)); });
   });
-  // gather and cpu_clip at once. Python code between the two and after them is slow, as it finds the caches full of
-  // gradients (11 us of the 70 us for 300 tensors of 4,096). Where the list is not an ordinary one on the CPU: what was
-  // gathered, with nothing done.
-  m.def(
-      "cpu_clip_list",
-      [](const py::list& items, const py::object& attribute, const py::object& p, double max_norm, bool zero_nonfinite,
-         double eps, int threads, const py::list& written) -> py::object {
-        Gathered gathered = gather(items, attribute, p);
-        if (!gathered.is_ordinary()) return py::cast(std::move(gathered));
-        const TensorList& l = *gathered.lists[0];
-        const ClipRule rule{max_norm, eps, zero_nonfinite};
-        const double order = p.cast<double>();
-        const auto r = unlocked([&] { return cpu::clip(work(l), order, rule, 1.0, threads); });
-        // Before Python can run: an interrupt that came meanwhile is raised as soon as it does.
-        if (r.coef != 1 && PyList_SetSlice(written.ptr(), 0, 0, l.tensors.ptr()) != 0) throw py::error_already_set();
-        return py::make_tuple(r.norm, l.has_float64);
-      },
-      py::arg("items"), py::arg("attribute").none(true), py::arg("p"), py::arg("max_norm"), py::arg("zero_nonfinite"),
-      py::arg("eps"), py::arg("threads"), py::arg("written"));
-  m.def("cpu_clip", [](const TensorList& l, double p, double max_norm, bool zero_nonfinite, double eps,
-                       uintptr_t multiplier, int threads) {
-    const ClipRule rule{max_norm, eps, zero_nonfinite};
-    const auto r = unlocked([&] { return cpu::clip(work(l), p, rule, *as_doubles(multiplier), threads); });
+  m.add_object("cpu_clip_list", py::reinterpret_steal<py::object>(PyCFunction_New(&clip_list_definition, nullptr)));
+  m.def("cpu_clip", [](const TensorList& l, double p, const py::tuple& rule, uintptr_t multiplier, int threads) {
+    const ClipRule limit = as_rule(rule.ptr());
+    const auto r = unlocked([&] { return cpu::clip(work(l), p, limit, *as_doubles(multiplier), threads); });
     return py::make_tuple(r.norm, r.coef);
   });
   m.def("cpu_scale", [](const TensorList& l, uintptr_t coefs, bool per_tensor, bool zero, int threads) {

@@ -9,6 +9,9 @@
 
 #include "overlap.h"
 
+// The sweep's inner loop is one piece: called one by one, its parts cost 5 ns more per tensor.
+#define FUSEDCLIP_INLINE __attribute__((always_inline)) inline
+
 namespace fusedclip {
 namespace {
 
@@ -46,7 +49,7 @@ int64_t count_of(const DLTensor& t) {
 }
 
 // The elements fill one stretch of memory in row-major order.
-bool is_contiguous(const DLTensor& t) {
+FUSEDCLIP_INLINE bool is_contiguous(const DLTensor& t) {
   if (!t.strides) return true;
   int64_t expected = 1;
   for (int d = t.ndim - 1; d >= 0; --d) {
@@ -58,8 +61,7 @@ bool is_contiguous(const DLTensor& t) {
 }
 
 // The elements fill one stretch of memory in some order of the dimensions (channels-last, transposed).
-bool is_dense(const DLTensor& t, int64_t count) {
-  if (count == 0 || is_contiguous(t)) return true;
+bool is_dense(const DLTensor& t) {
   constexpr int kMaxDims = 64;  // torch's own limit
   if (t.ndim > kMaxDims) return false;
   std::array<int, kMaxDims> order;
@@ -75,18 +77,18 @@ bool is_dense(const DLTensor& t, int64_t count) {
   return true;
 }
 
-// The flat memory of a tensor of an exact type, and where it is; false if it is not plain.
-__attribute__((always_inline)) inline bool read_plain(PyObject* tensor, Segment& segment, DLDevice& device) {
-  DLTensor t;
-  if (torch.dlpack->dltensor_from_py_object_no_sync(tensor, &t) != 0) return forgive(PyExc_Exception), false;
+// A tensor of an exact type, as DLPack has it.
+FUSEDCLIP_INLINE bool read_tensor(PyObject* tensor, DLTensor& t) {
+  if (torch.dlpack->dltensor_from_py_object_no_sync(tensor, &t) == 0) return true;
+  return forgive(PyExc_Exception), false;
+}
+
+// Its flat memory, or nothing if it is not plain.
+FUSEDCLIP_INLINE std::optional<Segment> segment_of(const DLTensor& t) {
   const std::optional<DType> dtype = dtype_of(t.dtype);
   const int64_t count = count_of(t);
-  if (!dtype || !is_dense(t, count) || (count > 0 && !t.data)) return false;
-  segment.data = static_cast<char*>(t.data) + t.byte_offset;
-  segment.count = count;
-  segment.dtype = *dtype;
-  device = t.device;
-  return true;
+  if (!dtype || (count > 0 && (!t.data || !(is_contiguous(t) || is_dense(t))))) return std::nullopt;
+  return Segment{static_cast<char*>(t.data) + t.byte_offset, count, *dtype};
 }
 
 // Reads one attribute of many objects. What C code has put into torch's own types (`grad`) comes before anything that
@@ -156,23 +158,20 @@ uint64_t mix(uint64_t x) {
 // autograd makes such for a + b. Each of them counts.
 class DeviceList {
  public:
-  DeviceList(DLDevice device, size_t most) {
+  DeviceList(DLDevice device, size_t most) : most_(most) {
     list.device = device;
     list.tensors = py::list(most);  // empty places, filled from the front: appending would cost 6 ns each
     list.segments.reserve(most);
     list.tiling.reserve(most);
     owners_.reserve(most);
-    size_t capacity = 16;
-    while (capacity < 2 * most) capacity *= 2;
-    slots_.assign(capacity, -1);
   }
 
-  bool is_on(DLDevice device) const {
+  bool is_on(const DLDevice& device) const {
     return list.device.device_type == device.device_type && list.device.device_id == device.device_id;
   }
 
   // The segment of this gradient; `owner` is its parameter, or null.
-  __attribute__((always_inline)) inline int64_t add(py::object&& gradient, const Segment& segment, PyObject* owner) {
+  FUSEDCLIP_INLINE int64_t add(py::object&& gradient, const Segment& segment, PyObject* owner) {
     const int64_t next = list.size();
     const int64_t first = first_in(segment, next);
     if (first >= 0) {
@@ -196,27 +195,55 @@ class DeviceList {
   TensorList list;
 
  private:
-  // The first segment in exactly this memory, or -1 after remembering this one, which will be number `next`. Open
-  // addressing over the segments' addresses; empty segments own no memory.
-  __attribute__((always_inline)) inline int64_t first_in(const Segment& s, int64_t next) {
+  // The first segment in exactly this memory, or -1 if this one, which will be number `next`, is the first. Empty
+  // segments own no memory.
+  int64_t first_in(const Segment& s, int64_t next) {
     if (s.count == 0) return -1;
+    const auto begin = reinterpret_cast<uintptr_t>(s.data), end = begin + s.count * size_of(s.dtype);
+    if (begin >= highest_ || end <= lowest_) {  // beyond all others: allocators often go on in one direction
+      if (end > highest_) highest_ = end;
+      if (begin < lowest_) lowest_ = begin;
+      return -1;
+    }
+    if (slots_.empty()) make_slots();
+    for (; remembered_ < next; ++remembered_) remember(remembered_);
+    const int64_t first = find_or_remember(s.data, s.count, s.dtype, next);
+    if (first < 0) ++remembered_;
+    return first;
+  }
+
+  void make_slots() {
+    size_t capacity = 16;
+    while (capacity < 2 * most_) capacity *= 2;
+    slots_.assign(capacity, -1);
+  }
+
+  void remember(int64_t number) {
+    const Segment& s = list.segments[number];
+    find_or_remember(s.data, s.count, s.dtype, number);
+  }
+
+  // Open addressing over the segments' addresses. (Not a Segment: one that has to lie in memory for this is copied into
+  // the list by loads of 16 bytes that were stored as two times 8 just now, and these wait.)
+  int64_t find_or_remember(void* data, int64_t count, DType dtype, int64_t number) {
     const size_t mask = slots_.size() - 1;
-    size_t slot = mix(reinterpret_cast<uintptr_t>(s.data)) & mask;
+    size_t slot = mix(reinterpret_cast<uintptr_t>(data)) & mask;
     for (; slots_[slot] >= 0; slot = (slot + 1) & mask) {
       const Segment& other = list.segments[slots_[slot]];
-      if (other.data == s.data && other.count == s.count && other.dtype == s.dtype) return slots_[slot];
+      if (other.data == data && other.count == count && other.dtype == dtype) return slots_[slot];
     }
-    slots_[slot] = static_cast<int32_t>(next);
+    slots_[slot] = static_cast<int32_t>(number);
     return -1;
   }
 
   // What makes two gradients in the memory of segment `first` the same one: an object, or a parameter's memory.
   using Key = std::tuple<int64_t, const void*, int64_t, int>;
   static std::optional<Key> owner_key(int64_t first, PyObject* owner) {
-    Segment memory;
-    DLDevice device;
-    if (!owner || !is_plain(owner) || !read_plain(owner, memory, device) || memory.count == 0) return std::nullopt;
-    return Key{first, memory.data, memory.count, static_cast<int>(memory.dtype)};
+    DLTensor t;
+    if (!owner || !is_plain(owner) || !read_tensor(owner, t)) return std::nullopt;
+    const std::optional<Segment> memory = segment_of(t);
+    if (!memory || memory->count == 0) return std::nullopt;
+    return Key{first, memory->data, memory->count, static_cast<int>(memory->dtype)};
   }
 
   // The segment that this gradient is counted with, which is `next` if none is.
@@ -235,7 +262,10 @@ class DeviceList {
     return twin;
   }
 
+  size_t most_;
+  uintptr_t lowest_ = UINTPTR_MAX, highest_ = 0;  // what is known of all segments without remembering each
   std::vector<int32_t> slots_;
+  int64_t remembered_ = 0;  // segments that are in the slots, but for those whose memory was there
   std::vector<PyObject*> owners_;  // borrowed: the caller's list holds them
   std::map<Key, int64_t> twins_;
 };
@@ -259,17 +289,18 @@ class Sweep {
 
  private:
   // False for what only a survey knows.
-  __attribute__((always_inline)) inline bool take(size_t i, PyObject* item) {
+  FUSEDCLIP_INLINE bool take(size_t i, PyObject* item) {
     if (!is_plain(item) && !PyType_IsSubtype(Py_TYPE(item), torch.tensor)) return false;
     if (!gradients_.may_be_asked(item)) return false;
     py::object gradient = gradients_.of(item);
     if (!gradient) return false;
     if (gradient.is_none()) return gradients_.settles_none(item);
-    Segment segment;
-    DLDevice device;
-    if (!is_plain(gradient.ptr()) || !read_plain(gradient.ptr(), segment, device)) return false;
-    add(i, item, std::move(gradient), segment, device);
-    if (segment.dtype == DType::kFloat64) last_->list.has_float64 = true;
+    DLTensor t;
+    if (!is_plain(gradient.ptr()) || !read_tensor(gradient.ptr(), t)) return false;
+    const std::optional<Segment> segment = segment_of(t);
+    if (!segment) return false;
+    add(i, item, std::move(gradient), *segment, t.device);
+    if (segment->dtype == DType::kFloat64) last_->list.has_float64 = true;
     return true;
   }
 
@@ -284,24 +315,25 @@ class Sweep {
       if (!list_of_.empty()) list_of_[i] = list_of_[same];
       return;
     }
-    Segment segment;
-    DLDevice device;
-    if (!is_plain(stand_in.ptr()) || !read_plain(stand_in.ptr(), segment, device))
-      throw std::runtime_error("the survey gave a tensor that is not plain");
-    add(i, item, std::move(stand_in), segment, device);
+    DLTensor t;
+    const bool is_read = is_plain(stand_in.ptr()) && read_tensor(stand_in.ptr(), t);
+    const std::optional<Segment> segment = is_read ? segment_of(t) : std::nullopt;
+    if (!segment) throw std::runtime_error("the survey gave a tensor that is not plain");
+    add(i, item, std::move(stand_in), *segment, t.device);
   }
 
-  __attribute__((always_inline)) inline void add(size_t i, PyObject* item, py::object&& gradient, const Segment& segment, DLDevice device) {
+  FUSEDCLIP_INLINE void add(size_t i, PyObject* item, py::object&& gradient, const Segment& segment,
+                            const DLDevice& device) {
     found_.sources[i] = list_on(device).add(std::move(gradient), segment, owned_ ? item : nullptr);
     if (devices_.size() > 1) note_list(i);
   }
 
-  __attribute__((always_inline)) inline DeviceList& list_on(DLDevice device) {
+  FUSEDCLIP_INLINE DeviceList& list_on(const DLDevice& device) {
     if (!last_ || !last_->is_on(device)) last_ = find(device);
     return *last_;
   }
 
-  DeviceList* find(DLDevice device) {
+  DeviceList* find(const DLDevice& device) {
     for (const auto& known : devices_)
       if (known->is_on(device)) return known.get();
     devices_.push_back(std::make_unique<DeviceList>(device, items_.size()));

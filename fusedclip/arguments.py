@@ -85,6 +85,8 @@ def check_group(group: object) -> None:
 
 def parameter_list(parameters: Tensors, grad_attr: str) -> list[Tensor]:
     """The parameters that a public function was given, and whether `grad_attr` may name what holds their gradients."""
+    if type(parameters) is list and type(grad_attr) is str:  # as nearly always: as_list without the call
+        return parameters.copy()
     if not isinstance(grad_attr, str):
         raise TypeError(f"grad_attr must be the name of an attribute, got {shown(grad_attr)}")
     return as_list(parameters, "parameters")

@@ -20,7 +20,7 @@ from .arguments import (
     parameter_list,
 )
 from .gradients import Gradients, gather
-from .norms import ClipRule
+from .norms import ClipRule, constant_rule
 from .torch_internals import is_tracing, modes, outside_graphs, refuse_tracing
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def clip_grad_norm_(
     if group is not None:
         check_group(group)
     items = parameter_list(parameters, grad_attr)
-    rule = ClipRule(limit, zero)
-    return passes.clip_list_(items, grad_attr, p, rule, error_if_nonfinite=error_if_nonfinite, group=group)
+    rule = constant_rule(limit, zero) if type(limit) is float else ClipRule(limit, zero)
+    return passes.clip_list_(items, grad_attr, p, rule, error_if_nonfinite, group)
 
 
 @outside_graphs
@@ -109,7 +109,7 @@ def get_total_norm(
     if group is not None:
         check_group(group)
     items = as_list(tensors, "tensors")
-    return passes.clip_list_(items, None, p, _MEASURE, error_if_nonfinite=error_if_nonfinite, group=group)
+    return passes.clip_list_(items, None, p, _MEASURE, error_if_nonfinite, group)
 
 
 @outside_graphs

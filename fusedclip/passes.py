@@ -37,9 +37,8 @@ def clip_list_(
     attribute: str | None,
     p: float,
     rule: ClipRule,
-    *,
-    error_if_nonfinite: bool = False,
-    group: "ProcessGroup | None" = None,
+    error_if_nonfinite: bool,
+    group: "ProcessGroup | None",
 ) -> Tensor:
     """The norm of the gradients of `items`, which are clipped; or of the items themselves, if `attribute` is None."""
     in_one_call = group is None and not error_if_nonfinite and type(rule.max_norm) is float

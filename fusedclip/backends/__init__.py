@@ -72,8 +72,8 @@ def use(name: str) -> Iterator[None]:
 def for_lists() -> Backend | None:
     """The engine that takes an ordinary list of the CPU's whole, before anything is known of its gradients: the forced
     one or the CPU's, if it can."""
-    engine = _forced.get() or _from_environment() or _of_the_cpu()
-    return engine if engine is not None and engine.takes_lists else None
+    forced = _forced.get()
+    return _unforced_for_lists() if forced is None else forced if forced.takes_lists else None
 
 
 def serving(batch: Batch) -> Backend:
@@ -90,8 +90,9 @@ def serving(batch: Batch) -> Backend:
 
 
 @cache
-def _of_the_cpu() -> Backend | None:
-    return next((backend for backend in ORDER if backend.name == _HOME["cpu"] and backend.missing() is None), None)
+def _unforced_for_lists() -> Backend | None:
+    engine = _from_environment() or _BY_NAME[_HOME["cpu"]]
+    return engine if engine.takes_lists and engine.missing() is None else None
 
 
 def _choose(batch: Batch) -> Backend:

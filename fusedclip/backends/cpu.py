@@ -55,7 +55,7 @@ class Cpu(Backend):
     ) -> tuple[Clipped, Written]:
         factor = _ONE if multiplier is None else multiplier.double()
         rule = rule._replace(max_norm=float(rule.max_norm))  # waits, if it is on a device
-        norm, coef = _C.cpu_clip(batch.table, p, *rule, factor.data_ptr(), torch.get_num_threads())
+        norm, coef = _C.cpu_clip(batch.table, p, rule, factor.data_ptr(), torch.get_num_threads())
         if coef == 1:
             return Clipped(_scalar(norm, dtype), _ONE), False  # making a tensor costs 1 us
         return Clipped(_scalar(norm, dtype), _scalar(coef, torch.float64)), True
@@ -63,7 +63,7 @@ class Cpu(Backend):
     def clip_list_(
         self, items: list[Tensor], attribute: str | None, p: float, rule: ClipRule, written: list[Tensor]
     ) -> Any:
-        found = _C.cpu_clip_list(items, attribute, p, *rule, torch.get_num_threads(), written)
+        found = _C.cpu_clip_list(items, attribute, p, rule, torch.get_num_threads(), written)
         if type(found) is not tuple:
             return found
         norm, is_double = found
