@@ -6,6 +6,7 @@ from . import amp, backends, optim
 from .clip import (
     clip_grad_norm_,
     clip_grad_norm_per_tensor_,
+    clip_grad_norm_scopes_,
     clip_grad_value_,
     clip_grads_with_norm_,
     get_per_tensor_norms,
@@ -20,6 +21,7 @@ __all__ = [
     "backends",
     "clip_grad_norm_",
     "clip_grad_norm_per_tensor_",
+    "clip_grad_norm_scopes_",
     "clip_grad_value_",
     "clip_grads_with_norm_",
     "get_per_tensor_norms",

@@ -4,6 +4,7 @@ Every check runs before a gradient is looked at. A message names the argument, s
 where one can guess what was meant, says what to pass instead.
 """
 
+import math
 import types
 import warnings
 from collections.abc import Iterable, Mapping
@@ -39,6 +40,23 @@ def check_max_norm(max_norm: Limit, name: str = "max_norm") -> float | Tensor:
             f"{name} is {limit}; it must be at least 0 (a negative one would turn gradients around; inf measures)"
         )
     return limit
+
+
+def check_scope_limits(
+    scopes: Mapping[str, Tensors], max_norm: Limit | Mapping[str, Limit | None]
+) -> dict[str, float | Tensor]:
+    """The limit of each scope by its name; None measures."""
+    if not isinstance(scopes, Mapping):
+        raise TypeError(f"scopes must map names to parameters, got {shown(scopes)}")
+    if not isinstance(max_norm, Mapping):
+        limit = check_max_norm(max_norm)
+        return dict.fromkeys(scopes, limit)
+    for name in scopes.keys() ^ max_norm.keys():
+        missing = "max_norm has no entry for" if name in scopes else "max_norm has an entry, and scopes has none, for"
+        raise KeyError(f"{missing} {_cut(repr(name))}")
+    named = {name: f"max_norm[{_cut(repr(name))}]" for name in scopes}
+    limits = {name: math.inf if max_norm[name] is None else max_norm[name] for name in scopes}
+    return {name: check_max_norm(limit, named[name]) for name, limit in limits.items()}  # type: ignore[arg-type]
 
 
 def check_total_norm(total_norm: Limit) -> float | Tensor:
@@ -134,6 +152,18 @@ def explain_no_gradients(parameters: list[Any], attribute: str) -> None:
         )
     if not any(hasattr(p, attribute) for p in parameters):
         raise AttributeError(f"no parameter has an attribute {_cut(attribute)!r}, which grad_attr names")
+
+
+def refuse_repeated(items: list[Tensor], scopes: list[Any], names: list[str]) -> None:
+    """Refuse a parameter that is in two scopes, whether it has a gradient or not."""
+    seen: dict[int, str] = {}
+    for scope, name in zip(scopes, names, strict=True):
+        for entry in scope.entries:
+            if seen.setdefault(id(items[entry]), name) != name:
+                raise ValueError(
+                    f"a parameter is in the scopes {seen[id(items[entry])]!r} and {name!r}: entry "
+                    f"{entry - scope.entries[0]} of the second; it can be clipped to one limit only"
+                )
 
 
 def refuse_non_leaf(item: Tensor, name: str) -> None:

@@ -1,6 +1,7 @@
 """The drop-in functions: torch's names, argument order and defaults; what is ours is keyword-only."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, SupportsFloat
 
 from torch import Tensor
@@ -15,12 +16,15 @@ from .arguments import (
     check_max_norm,
     check_norm_type,
     check_on_nonfinite,
+    check_scope_limits,
     check_total_norm,
     explain_no_gradients,
     parameter_list,
+    refuse_repeated,
 )
 from .gradients import Gradients, gather
 from .norms import ClipRule, constant_rule
+from .scopes import Scope, measure_scopes, scale_scopes_, scope_result
 from .torch_internals import is_tracing, modes, outside_graphs, refuse_tracing
 
 if TYPE_CHECKING:
@@ -187,6 +191,65 @@ def clip_grad_norm_per_tensor_(
     each = norms.finish(passes.lift_each(grads, p), p)
     passes.scale_(grads, ClipRule(limit)(each))
     return passes.spread(each, grads)
+
+
+@outside_graphs
+def clip_grad_norm_scopes_(
+    scopes: Mapping[str, Tensors],
+    max_norm: Limit | Mapping[str, Limit | None],
+    norm_type: SupportsFloat | str = 2.0,
+    error_if_nonfinite: bool = False,
+    *,
+    on_nonfinite: Literal["propagate", "zero"] = "propagate",
+    group: "ProcessGroup | None" = None,
+    grad_attr: str = "grad",
+) -> dict[str, Tensor]:
+    """Clip several sets of gradients, each to a limit for its own norm, in one read pass and one write pass.
+
+    Equivalent, but for the number of passes::
+
+        {name: clip_grad_norm_(parameters, max_norm[name], norm_type) for name, parameters in scopes.items()}
+
+    For experts beside dense layers, say, or for Muon's matrices, whose scale means nothing and which are measured,
+    beside what AdamW trains (`{"matrices": None, "rest": 1.0}`). There is no norm of the whole: it follows from theirs.
+
+    Args:
+        scopes: the parameters of each scope, by its name. A parameter, or a gradient's memory, belongs to one at most.
+        max_norm: of each scope by its name, None (as inf) only measuring; or one number, to which each is clipped by
+            itself.
+        norm_type, grad_attr: as in `clip_grad_norm_`.
+        error_if_nonfinite, on_nonfinite: as in `clip_grad_norm_`, of each scope by itself; if one norm is not finite,
+            `error_if_nonfinite` has no scope written.
+        group: as in `clip_grad_norm_`; one all-reduce for all scopes, which every rank must name in the same order.
+
+    Returns:
+        The norm of each scope before clipping, by its name: 0-d, fp32 (fp64 if any of its gradients is), on the first
+        gradient's device. Does not wait for the device unless `error_if_nonfinite`.
+
+    Raises:
+        KeyError: for a scope without a `max_norm`, or a `max_norm` without a scope.
+        TypeError, ValueError, RuntimeError: naming the culprit; every gradient is then as it was.
+    """
+    refuse_tracing()
+    p, zero = check_norm_type(norm_type), check_on_nonfinite(on_nonfinite, _POLICIES) == "zero"
+    check_group(group)
+    limits = check_scope_limits(scopes, max_norm)
+    items: list[Tensor] = []
+    named: list[Scope] = []
+    for name, parameters in scopes.items():
+        own = parameter_list(parameters, grad_attr)
+        named.append(Scope(range(len(items), len(items) + len(own)), ClipRule(limits[name], zero)))
+        items += own
+    if not named:
+        return {}
+    refuse_repeated(items, named, list(scopes))
+    grads = gather(items, grad_attr, p=p)
+    if not grads.reads:
+        explain_no_gradients(items, grad_attr)
+    clipped = measure_scopes(grads, p, named, error_if_nonfinite=error_if_nonfinite, group=group)
+    scale_scopes_(grads, named, [one.coef for one in clipped], zero=zero)
+    results = [scope_result(one.norm, grads, scope) for one, scope in zip(clipped, named, strict=True)]
+    return dict(zip(scopes, results, strict=True))
 
 
 def _gather(parameters: Tensors, grad_attr: str, *, p: float | None = 2.0) -> Gradients:

@@ -1,5 +1,6 @@
 """Several sets of gradients, each with a norm and a limit of its own, in one read pass and one write pass."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class Scope(NamedTuple):
     """Some entries of a list, and the rule for their norm."""
 
-    entries: list[int]
+    entries: Sequence[int]
     rule: ClipRule
 
 

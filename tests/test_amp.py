@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler as TorchScaler
 from torch.amp.grad_scaler import OptState
 
-from fusedclip import amp, backends, passes
+from fusedclip import amp, passes
 from fusedclip.gradients import gather
 from fusedclip.norms import ClipRule
 

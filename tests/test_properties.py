@@ -47,7 +47,8 @@ def gradients(draw: st.DrawFn) -> torch.Tensor:
     for value in draw(st.lists(st.sampled_from(SPECIAL), max_size=2)):
         values[draw(st.integers(0, 2 * count + 2))] = value
     values = values.to(dtype)
-    layout = draw(st.sampled_from(["contiguous", "misaligned", "strided", "transposed", "complex", "sparse"]))
+    layouts = ["contiguous", "misaligned", "strided", "transposed", "complex", "sparse", "hybrid", "inference"]
+    layout = draw(st.sampled_from(layouts))
     if layout == "misaligned":
         return values[1 : count + 1]
     if layout == "strided":
@@ -59,6 +60,12 @@ def gradients(draw: st.DrawFn) -> torch.Tensor:
     if layout == "sparse" and count:
         places = torch.randint(0, count, (1, count), generator=torch.Generator().manual_seed(count))
         return torch.sparse_coo_tensor(places, values[:count], (count,), check_invariants=False)
+    if layout == "hybrid" and count:  # rows, as an embedding's gradient has them, some of them twice
+        rows = torch.randint(0, count, (1, count), generator=torch.Generator().manual_seed(count))
+        return torch.sparse_coo_tensor(rows, values[: 2 * count].view(count, 2), (count, 2), check_invariants=False)
+    if layout == "inference":
+        with torch.inference_mode():
+            return values[: 2 * count].clone()[::2]
     return values[:count].clone()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..gradients import Batch
 from ..norms import Clipped, ClipRule
 
-# What an engine says that it wrote: all of a batch, nothing, or these of its tensors. An engine that cannot tell without
+# What an engine says that it wrote: all of a batch, nothing, or these of its tensors. One that cannot tell without
 # waiting for its device says all.
 Written = bool | list[bool]
 

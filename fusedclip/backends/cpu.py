@@ -39,7 +39,7 @@ class Cpu(Backend):
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
         coef = coef.contiguous()
         written: bool = _C.cpu_scale(batch.table, coef.data_ptr(), coef.dim() == 1, zero, torch.get_num_threads())
-        return (coef != 1).tolist() if written and coef.dim() else written  # type: ignore[no-any-return]
+        return (coef != 1).tolist() if written and coef.dim() else written
 
     def clamp_(self, batch: Batch, bound: float) -> Written:
         return _C.cpu_clamp(batch.table, bound, torch.get_num_threads()) or False

@@ -6,7 +6,7 @@ from collections.abc import Set
 import torch
 from torch import Tensor
 
-from ..gradients import Batch
+from ..gradients import Batch, store
 from ..norms import identity
 from .base import Backend, Written
 
@@ -34,8 +34,8 @@ class Reference(Backend):
             scaled = (tensor.double() * c).to(tensor.dtype)
             if zero:
                 scaled = torch.where(c == 0, 0.0, scaled)
-            tensor.copy_(torch.where(c == 1, tensor, scaled))  # the host must not wait for a device's c
-        return True if coef.device.type != "cpu" else (coef != 1).tolist()  # type: ignore[no-any-return]
+            store(tensor, torch.where(c == 1, tensor, scaled))  # the host must not wait for a device's c
+        return True if coef.device.type != "cpu" else (coef != 1).tolist()
 
     @torch.no_grad()
     def clamp_(self, batch: Batch, bound: float) -> Written:
@@ -44,7 +44,7 @@ class Reference(Backend):
             beyond = tensor.double().abs() > bound
             written.append(tensor.device.type != "cpu" or bool(beyond.any()))  # the host must not wait for a device
             if written[-1]:
-                tensor.copy_(tensor.double().clamp(-bound, bound))
+                store(tensor, tensor.double().clamp(-bound, bound))
         return written
 
 

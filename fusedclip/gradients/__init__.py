@@ -2,6 +2,7 @@
 
 from .batch import Batch
 from .collect import Gradients, Write, from_sweep, gather
+from .layouts import store
 from .shared import refuse_shared, shares_memory
 
-__all__ = ["Batch", "Gradients", "Write", "from_sweep", "gather", "refuse_shared", "shares_memory"]
+__all__ = ["Batch", "Gradients", "Write", "from_sweep", "gather", "refuse_shared", "shares_memory", "store"]

@@ -114,12 +114,10 @@ class Gradients:
     def bring_home(self, write: Write, first: int, written: bool | list[bool]) -> None:
         """What was written to stand-ins of this batch: all of it, or where that is known to have changed."""
         for place, flat in self.flats.items():
-            if flat.home is None or not first <= place < first + write.read_count:
-                continue
-            if isinstance(written, bool):
-                flat.bring_home()
-            elif written[place - first if write.places is None else write.places.index(place - first)]:
-                flat.bring_home()
+            if flat.home is not None and first <= place < first + write.read_count:
+                at = place - first if write.places is None else write.places.index(place - first)
+                if isinstance(written, bool) or written[at]:
+                    flat.bring_home()
 
 
 def gather(items: list[Tensor], attribute: str | None = "grad", *, p: float | None = 2.0) -> Gradients:

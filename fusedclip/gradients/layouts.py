@@ -22,13 +22,16 @@ class Flat:
     written: Tensor | None = None  # what to bring back: `write` in the gradient's own layout
 
     def bring_home(self) -> None:
-        """After a write. What is called here is torch's own, whatever a subclass has made of it."""
-        if self.home is None or self.written is None:
-            return
-        # Outside of inference mode torch refuses to write the gradients that were made in it.
-        inference = torch.inference_mode(self.home.is_inference() or torch.is_inference_mode_enabled())
-        with inference, torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-            Tensor.copy_(self.home, self.written)
+        """After a write."""
+        if self.home is not None and self.written is not None:
+            store(self.home, self.written)
+
+
+def store(gradient: Tensor, values: Tensor) -> None:
+    """What torch's copy_ does, whatever a subclass has made of that, and to gradients made in inference mode, too."""
+    inference = torch.inference_mode(gradient.is_inference() or torch.is_inference_mode_enabled())
+    with inference, torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        Tensor.copy_(gradient, values)
 
 
 def flatten(gradient: Tensor, name: str, p: float | None, *, writable: bool) -> Flat:

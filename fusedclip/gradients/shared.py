@@ -101,7 +101,7 @@ def _clash(cluster: list[_Span], labels: list[Hashable]) -> tuple[_Span, _Span] 
         size = span.tensor.element_size()
         shape, strides = (*span.tensor.shape, size), (*(size * stride for stride in span.tensor.stride()), 1)
         own = owners.as_strided(shape, strides, span.begin - begin)
-        for j in own.unique().tolist():
+        for j in torch.unique(own).tolist():
             if j >= 0 and labels[j] != labels[i]:
                 return cluster[j], span
         own.fill_(i)

@@ -30,8 +30,7 @@ class Survey:
 
     def look(self, place: int, entry: Any) -> Tensor | int | None:
         """What to read for the gradient: a plain dense tensor; the place of the entry that it was found at before; or
-        None if there is no gradient. Raises TypeError, RuntimeError or ValueError for what cannot be clipped, naming it.
-        """
+        None if there is none. Raises TypeError, RuntimeError or ValueError for what cannot be clipped, naming it."""
         gradient = self._gradient_of(place, entry)
         if gradient is None:
             return None

@@ -16,8 +16,8 @@ from .. import passes
 from ..arguments import Limit, check_defer, check_group, check_max_norm, check_norm_type, check_on_nonfinite
 from ..gradients import Gradients, gather, shares_memory
 from ..norms import Clipped, ClipRule
-from ..torch_internals import outside_graphs, refuse_tracing
 from ..scopes import Scope, measure_scopes, scale_scopes_, scope_result
+from ..torch_internals import outside_graphs, refuse_tracing
 from .skip import combine_flags, follow, prepare_momentum, refuse_unmade_momentum
 from .stand_in import StandIn, is_inner_step, takes_grad_scale
 
@@ -228,13 +228,16 @@ class ClipOnStep:
     def _gather(self, optimizer: Optimizer) -> tuple[Gradients, dict[int, Scope]]:
         """All gradients; and what is clipped together (-1, the first), and by itself, by index of the param group."""
         parameters: list[Tensor] = []
-        scopes = {-1: Scope([], ClipRule(self._limit))}
+        together: list[int] = []
+        scopes = {-1: Scope(together, ClipRule(self._limit))}
         for i, group in enumerate(optimizer.param_groups):
-            if group.get("max_norm") is not None:
-                limit = check_max_norm(group["max_norm"], f'optimizer.param_groups[{i}]["max_norm"]')
-                scopes[i] = Scope([], ClipRule(limit))
-            scopes.get(i, scopes[-1]).entries.extend(range(len(parameters), len(parameters) + len(group["params"])))
+            entries = range(len(parameters), len(parameters) + len(group["params"]))
             parameters += group["params"]
+            if group.get("max_norm") is None:
+                together.extend(entries)
+            else:
+                limit = check_max_norm(group["max_norm"], f'optimizer.param_groups[{i}]["max_norm"]')
+                scopes[i] = Scope(entries, ClipRule(limit))
         return gather(parameters, p=self._p), scopes
 
     def _defers(self, optimizer: Optimizer, grads: Gradients, *, scaled: bool) -> bool:

@@ -77,7 +77,7 @@ class Triton(Backend):
 
 def _written(coef: Tensor) -> Written:
     """Only a GPU knows whether it wrote. Not asked, it makes autograd see a write too many, which is harmless."""
-    return True if coef.device.type != "cpu" else (coef != 1).tolist()  # type: ignore[no-any-return]
+    return True if coef.device.type != "cpu" else (coef != 1).tolist()
 
 
 @cache
