@@ -3,14 +3,16 @@
 //   lift     x       -> |x|^p         (|x| for p = inf and -inf, x != 0 for p = 0)
 //   combine  partial -> sum           (or a max or min that keeps NaN)
 //   finish   lifted  -> norm          (the p-th root)
-//   coef = min(1, max_norm / (norm + eps))
+//   settle   lifted  -> norm and coef = min(1, max_norm / (norm + eps))
 //
 // Host and device. fusedclip/norms.py is the same page in Python.
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "dtypes.h"
 
@@ -47,6 +49,32 @@ FUSEDCLIP_HD inline double finish(Norm norm, double lifted, double p) {
   return lifted;
 }
 
+// Magnitudes of floats order like their bits read as integers, with every NaN above inf: a largest that keeps NaN for
+// free. A least of bits would lose NaN, so that it goes with the largest.
+template <class T>
+using Bits = std::conditional_t<sizeof(T) == 8, int64_t, std::conditional_t<sizeof(T) == 4, int32_t, int16_t>>;
+template <class T>
+constexpr Bits<T> kMagnitude = std::numeric_limits<Bits<T>>::max();  // all but the sign bit
+
+template <class T>
+FUSEDCLIP_HD inline double value_of(Bits<T> magnitude) {
+  return widen(bit_cast<T>(magnitude));
+}
+
+template <class T>
+FUSEDCLIP_HD inline double extreme(Norm norm, Bits<T> most, Bits<T> least) {
+  const double top = value_of<T>(most);
+  return norm == Norm::kMax || top != top ? top : value_of<T>(least);
+}
+
+// A sum of up to 8,192 lifted values in float, or of such sums: whether it may be taken as it is, or has to be taken
+// again in double. Above the bound it has lost less than 1e-7 of itself to squares that vanished, even where subnormals
+// are flushed to zero (8192 * FLT_MIN = 2^-113); beyond FLT_MAX, or as NaN, it may have overflowed on the way.
+template <class A>
+FUSEDCLIP_HD inline bool is_trusted(A sum) {
+  return sum >= A(0x1p-90) && sum <= A(FLT_MAX);
+}
+
 struct ClipRule {
   double max_norm;      // inf measures: the coefficient is 1 whatever the norm
   double eps;           // in the denominator, as in torch
@@ -58,6 +86,18 @@ FUSEDCLIP_HD inline double coefficient(double norm, const ClipRule& rule) {
   if (rule.zero_nonfinite && !(norm - norm == 0)) return 0.0;
   const double ratio = rule.max_norm / (norm + rule.eps);
   return ratio >= 1.0 ? 1.0 : ratio;  // NaN stays NaN
+}
+
+// What comes of a clip: the norm, and what every element is multiplied by unless it is 1.
+struct Clipped {
+  double norm;
+  double coef;
+};
+
+// Norm and rule are those of the elements times `multiplier`, which the coefficient contains. A count stays what it is.
+FUSEDCLIP_HD inline Clipped settle(Norm norm, double lifted, double p, const ClipRule& rule, double multiplier) {
+  const double value = finish(norm, lifted, p) * (norm == Norm::kZero ? 1 : multiplier);
+  return {value, coefficient(value, rule) * multiplier};
 }
 
 // A coefficient as float arithmetic applies it: x * rest * power, in this order. Close to the ends of float's range and

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "tiling.h"
+#include "segment.h"
 
 namespace fusedclip {
 

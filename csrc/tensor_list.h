@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/tiling.h"
 #include "dlpack.h"
-#include "tiling.h"
 
 namespace fusedclip {
 

@@ -141,9 +141,7 @@ Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier
     read(work, norm, p, reads, thread, partials);
     if (team > 1) team_barrier();
     if (thread == 0) {
-      const double factor = norm == Norm::kZero ? 1 : multiplier;  // a count stays what it is
-      result.norm = factor * finish(norm, combine_all(work, norm, partials), p);
-      result.coef = multiplier * coefficient(result.norm, rule);
+      result = settle(norm, combine_all(work, norm, partials), p, rule, multiplier);
       if (result.coef != 1) {
         writers = writers_for(work, team);
         writes.emplace(shares_for(work, writers));

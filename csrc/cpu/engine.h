@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "../norm_ops.h"
-#include "../tiling.h"
+#include "tiling.h"
 
 namespace fusedclip::cpu {
 
@@ -14,11 +14,6 @@ namespace fusedclip::cpu {
 struct Work {
   const std::vector<Segment>& segments;
   const Tiling& tiling;
-};
-
-struct Clipped {
-  double norm;
-  double coef;
 };
 
 // out[s] = the lifted value of segment s, for all segments. Reads every element once.

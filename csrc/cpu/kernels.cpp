@@ -126,17 +126,6 @@ double block_sum(const T* x, int64_t n) {
 }
 
 template <class T>
-using Bits = std::conditional_t<sizeof(T) == 8, int64_t, std::conditional_t<sizeof(T) == 4, int32_t, int16_t>>;
-template <class T>
-constexpr Bits<T> kMagnitude = std::numeric_limits<Bits<T>>::max();  // all but the sign bit
-
-template <class T>
-inline double value_of(Bits<T> magnitude) {
-  return widen(bit_cast<T>(magnitude));
-}
-
-// Magnitudes of floats order like their bits read as integers, with every NaN above inf: a max that keeps NaN for free.
-template <class T>
 Bits<T> max_bits(const T* x, int64_t n) {
   Vector<Bits<T>> most[kVectors] = {};
   for_lanes<Bits<T>>(x, n, T{}, [&](const T* lanes) {
@@ -181,10 +170,6 @@ double exact_block_sum(const T* x, int64_t n) {
   return sum;
 }
 
-// A float sum above 2^-90 has lost less than 1e-7 of itself to squares that vanished, even where subnormals are
-// flushed to zero (8192 * FLT_MIN = 2^-113).
-constexpr double kLeastTrusted = 0x1p-90;
-
 template <class Op, class T>
 double sum(const T* x, int64_t n) {
   double total = 0;
@@ -192,8 +177,7 @@ double sum(const T* x, int64_t n) {
     const int64_t count = n - i < kBlock ? n - i : kBlock;
     double block = block_sum<Op>(x + i, count);
     if constexpr (sizeof(T) == 2)
-      if (!(block >= kLeastTrusted && block <= std::numeric_limits<float>::max()))
-        block = exact_block_sum<Op>(x + i, count);
+      if (!is_trusted(block)) block = exact_block_sum<Op>(x + i, count);
     total += block;
   }
   return total;
@@ -221,21 +205,14 @@ double power_sum(const T* x, int64_t n, double p) {
 }
 
 template <class T>
-double least(const T* x, int64_t n) {
-  const Bits<T> most = max_bits(x, n);
-  const double top = value_of<T>(most);
-  return top != top ? top : value_of<T>(min_bits(x, n));  // a minimum of bits would lose NaN
-}
-
-template <class T>
 double lift(Norm norm, double p, const T* x, int64_t n) {
   switch (norm) {
     case Norm::kZero: return sum<NonZero>(x, n);
     case Norm::kOne: return sum<Absolute>(x, n);
     case Norm::kTwo: return sum<Square>(x, n);
     case Norm::kPower: return power_sum(x, n, p);
-    case Norm::kMax: return value_of<T>(max_bits(x, n));
-    case Norm::kMin: return least(x, n);
+    case Norm::kMax: return extreme<T>(norm, max_bits(x, n), 0);
+    case Norm::kMin: return extreme<T>(norm, max_bits(x, n), min_bits(x, n));
   }
   __builtin_unreachable();
 }
@@ -264,15 +241,9 @@ void scale(double coef, T* x, int64_t n) {
   }
 }
 
-// The nearest number that T has: what a clamped element becomes, so that clamping again changes nothing.
-inline double rounded_to(double x, double) { return x; }
-inline double rounded_to(double x, float) { return float(x); }
-inline float rounded_to(double x, BFloat16) { return widen(to_bfloat16(float(x))); }
-inline float rounded_to(double x, Float16) { return widen(to_float16(float(x))); }
-
 template <class T>
 bool clamp(double bound, T* x, int64_t n) {
-  const Arithmetic<T> b = rounded_to(bound, T{});
+  const Arithmetic<T> b = rounded_to<T>(bound);
   const ArithmeticVector<T> high = ArithmeticVector<T>{} + b, low = -high;
   bool changed = false;
   for (int64_t i = 0; i < n; i += kBlock) {
@@ -287,22 +258,11 @@ bool clamp(double bound, T* x, int64_t n) {
   return changed;
 }
 
-template <class F>
-auto with_dtype(DType dtype, F f) {
-  switch (dtype) {
-    case DType::kFloat32: return f(float{});
-    case DType::kFloat64: return f(double{});
-    case DType::kBFloat16: return f(BFloat16{});
-    case DType::kFloat16: return f(Float16{});
-  }
-  __builtin_unreachable();
-}
-
 double lift_any(DType dtype, Norm norm, double p, const void* data, int64_t count) {
   return with_dtype(dtype, [=](auto t) { return lift(norm, p, static_cast<const decltype(t)*>(data), count); });
 }
 void scale_any(DType dtype, double coef, void* data, int64_t count) {
-  with_dtype(dtype, [=](auto t) { scale(coef, static_cast<decltype(t)*>(data), count); });
+  return with_dtype(dtype, [=](auto t) { scale(coef, static_cast<decltype(t)*>(data), count); });
 }
 bool clamp_any(DType dtype, double bound, void* data, int64_t count) {
   return with_dtype(dtype, [=](auto t) { return clamp(bound, static_cast<decltype(t)*>(data), count); });

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "../tiling.h"
+#include "../segment.h"
 #include "request.h"
 
 namespace fusedclip::cuda {

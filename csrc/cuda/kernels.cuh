@@ -34,7 +34,7 @@ __device__ inline void wait_for_last_launch() {
 template <class Table, class Body>
 __device__ inline void for_stretch(const Table& table, const Share& share, int segment, Body body) {
   const Stretch stretch = stretch_of(table, share, segment, kTileBytes);
-  with_dtype(stretch.dtype, [&](auto t) { return body(split<decltype(t)>(stretch.data, stretch.count)), 0; });
+  with_dtype(stretch.dtype, [&](auto t) { body(split<decltype(t)>(stretch.data, stretch.count)); });
 }
 
 // Launch 1. With `slots`: the lifted value of each pair of block and segment, in the places of table.h. Without: that
@@ -95,13 +95,13 @@ __device__ inline double settle(const Demand& demand, const double* totals, int 
   const double multiplier = limits.multiplier ? *limits.multiplier : 1.0;
   ClipRule rule = limits.rule;
   if (limits.max_norm) rule.max_norm = *limits.max_norm;
-  const double norm = finish(demand.norm, combine_totals(demand.norm, totals, count), demand.p) * multiplier;
-  const double coef = coefficient(norm, rule) * multiplier;
+  const Clipped clipped =
+      fusedclip::settle(demand.norm, combine_totals(demand.norm, totals, count), demand.p, rule, multiplier);
   if (results.norm && blockIdx.x == 0 && threadIdx.x == 0) {
-    store_norm(results, norm);
-    *results.coef = coef;
+    store_norm(results, clipped.norm);
+    *results.coef = clipped.coef;
   }
-  return coef;
+  return clipped.coef;
 }
 
 // One block: totals to a norm.

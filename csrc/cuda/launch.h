@@ -25,6 +25,7 @@ void fill(Table& table, const std::vector<Segment>& segments, size_t place, size
   int64_t tiles = 0;
   for (size_t s = 0; s < size; ++s) {
     const Segment& segment = segments[place + s];
+    with_dtype(segment.dtype, [](auto) {});  // throws for one that the kernels do not know
     table.data[s] = segment.data;
     table.count[s] = segment.count;
     table.dtype[s] = segment.dtype;

@@ -5,7 +5,6 @@
 // sum overflowed, or its squares vanished, it is taken again in fp64 from the registers that still hold the batch.
 #pragma once
 
-#include <cfloat>
 #include <cmath>
 
 #include "../norm_ops.h"
@@ -33,8 +32,7 @@ __device__ inline A sum(const Pack (&batch)[packs], double p) {
   for (int u = 0; u < packs; ++u) {
     const auto x = bit_cast<Elements<T>>(batch[u]);
 #pragma unroll
-    for (int e = 0; e < kPerPack<T>; ++e)
-      lanes[(u * kPerPack<T> + e) % count] += lift_one<norm>(A(to_arithmetic(x.of[e])), p);
+    for (int e = 0; e < kPerPack<T>; ++e) lanes[(u * kPerPack<T> + e) % count] += lift_one<norm>(A(widen(x.of[e])), p);
   }
   return count == 2 ? lanes[0] + lanes[1] : (lanes[0] + lanes[1]) + (lanes[count - 2] + lanes[count - 1]);
 }
@@ -48,40 +46,28 @@ __device__ inline bool all_zero(const Pack (&batch)[packs]) {
   return (bits & (sizeof(T) == 2 ? 0x7fff7fffu : 0x7fffffffu)) == 0;
 }
 
-// A float sum above this has lost less than 1e-7 of itself to squares that vanished (64 * FLT_MIN = 2^-120).
-constexpr float kLeastTrusted = 0x1p-90f;
-
 template <Norm norm, class T, int packs>
 __device__ inline double trusted_sum(const Pack (&batch)[packs], double p) {
   if constexpr (norm == Norm::kPower || sizeof(T) == 8) return sum<norm, double, T>(batch, p);
   const float fast = sum<norm, float, T>(batch, p);
-  if (norm == Norm::kZero || (fast >= kLeastTrusted && fast <= FLT_MAX)) return fast;
+  if (norm == Norm::kZero || is_trusted(fast)) return fast;
   return all_zero<T>(batch) ? 0.0 : sum<norm, double, T>(batch, p);
-}
-
-// Magnitudes of floats order like their bits read as integers, with every NaN above inf: a max that keeps NaN.
-template <class T>
-using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>>;
-template <class T>
-__device__ inline double value_of(Bits<T> magnitude) {
-  return to_arithmetic(bit_cast<T>(magnitude));
 }
 
 template <Norm norm, class T, int packs>
 __device__ inline double extreme(const Pack (&batch)[packs]) {
-  Bits<T> most = 0, least = Bits<T>(~Bits<T>(0));
+  Bits<T> most = 0, least = kMagnitude<T>;
 #pragma unroll
   for (int u = 0; u < packs; ++u) {
     const auto x = bit_cast<Elements<Bits<T>>>(batch[u]);
 #pragma unroll
     for (int e = 0; e < kPerPack<T>; ++e) {
-      const Bits<T> magnitude = x.of[e] & Bits<T>(Bits<T>(~Bits<T>(0)) >> 1);
+      const Bits<T> magnitude = x.of[e] & kMagnitude<T>;
       most = magnitude > most ? magnitude : most;
       least = magnitude < least ? magnitude : least;
     }
   }
-  const double top = value_of<T>(most);
-  return norm == Norm::kMax || top != top ? top : value_of<T>(least);  // the least of the bits alone would lose NaN
+  return extreme<T>(norm, most, least);
 }
 
 template <Norm norm, class T, int packs>

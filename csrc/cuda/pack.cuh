@@ -1,4 +1,4 @@
-// Packs: 16 bytes of elements, the widest that one instruction loads or stores, and how elements become numbers.
+// Packs: 16 bytes of elements, the widest that one instruction loads or stores.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -24,55 +24,6 @@ template <class T>
 struct Elements {
   T of[kPerPack<T>];
 };
-
-// The type that arithmetic on T is done in.
-template <class T>
-using Arithmetic = decltype(widen(T{}));
-
-// One conversion instruction where dtypes.h needs ten for float16: reading would no longer be bound by memory.
-template <class T>
-__device__ inline Arithmetic<T> to_arithmetic(T x) {
-#ifdef __CUDA_ARCH__
-  if constexpr (std::is_same_v<T, Float16>) {
-    float wide;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
-    return wide;
-  }
-#endif
-  return widen(x);
-}
-
-// Rounds to nearest even.
-template <class T>
-__device__ inline T from_arithmetic(Arithmetic<T> x) {
-  if constexpr (sizeof(T) >= 4) {
-    return x;
-  } else {
-#ifdef __CUDA_ARCH__
-    T narrow;
-    if constexpr (std::is_same_v<T, Float16>)
-      asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(x));
-    else
-      asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(x));
-    return narrow;
-#else
-    if constexpr (std::is_same_v<T, Float16>)
-      return to_float16(x);
-    else
-      return to_bfloat16(x);
-#endif
-  }
-}
-
-template <class F>
-__device__ inline auto with_dtype(DType dtype, F f) {
-  switch (dtype) {
-    case DType::kFloat64: return f(double{});
-    case DType::kBFloat16: return f(BFloat16{});
-    case DType::kFloat16: return f(Float16{});
-    default: return f(float{});
-  }
-}
 
 // `count` elements as up to 7 single ones, aligned packs, and up to 7 single ones: views into a flat buffer begin
 // anywhere.

@@ -10,7 +10,7 @@ namespace fusedclip::cuda {
 template <Norm norm, class T>
 __device__ inline double read_edge(const Split<T>& s, double p) {
   const T* const edge = edge_of(s);
-  return edge ? lift_one<norm>(double(to_arithmetic(*edge)), p) : identity(norm);
+  return edge ? lift_one<norm>(double(widen(*edge)), p) : identity(norm);
 }
 
 // The lifted value of what this thread reads of a stretch.
@@ -58,7 +58,7 @@ struct Clamp {
 
   template <class T, class A>
   __device__ A apply(A x) const {
-    const A high = to_arithmetic(from_arithmetic<T>(A(bound)));  // so that clamping again changes nothing
+    const A high = rounded_to<T>(bound);
     x = x < -high ? -high : x;
     return x > high ? high : x;  // NaN stays: it is neither
   }
@@ -68,14 +68,14 @@ template <class T, class F>
 __device__ inline Pack rewritten(Pack pack, const F& f) {
   auto x = bit_cast<Elements<T>>(pack);
 #pragma unroll
-  for (int e = 0; e < kPerPack<T>; ++e) x.of[e] = from_arithmetic<T>(f.template apply<T>(to_arithmetic(x.of[e])));
+  for (int e = 0; e < kPerPack<T>; ++e) x.of[e] = narrow<T>(f.template apply<T>(widen(x.of[e])));
   return bit_cast<Pack>(x);
 }
 
 template <class T, class F>
 __device__ inline void rewrite_edge(const Split<T>& s, const F& f) {
   T* const edge = edge_of(s);
-  if (edge) *edge = from_arithmetic<T>(f.template apply<T>(to_arithmetic(*edge)));
+  if (edge) *edge = narrow<T>(f.template apply<T>(widen(*edge)));
 }
 
 __device__ inline bool same(Pack a, Pack b) { return a.x == b.x && a.y == b.y && a.z == b.z && a.w == b.w; }

@@ -338,6 +338,20 @@ void failing_calls_say_what_and_why() {
   CHECK(cuda::missing().empty());
 }
 
+void a_dtype_that_is_not_known_is_not_launched() {
+  float element = 1;
+  const std::vector<Segment> segments = {{&element, 1, DType(17)}};
+  const cuda::Work work{segments, 0, nullptr};
+  const double coef = 0.5;
+  bool refused = false;
+  try {
+    cuda::scale(work, &coef, 0, false);
+  } catch (const std::invalid_argument&) {
+    refused = true;
+  }
+  CHECK(refused && element == 1);
+}
+
 struct Test {
   const char* name;
   void (*run)();
@@ -358,6 +372,7 @@ const Test kTests[] = {{"lifted values", lifted_values},
                        {"clamp", clamps},
                        {"same bits every time", same_bits_every_time},
                        {"shares of huge segments", shares_of_huge_segments},
+                       {"unknown dtypes", a_dtype_that_is_not_known_is_not_launched},
                        {"failing calls", failing_calls_say_what_and_why}};
 
 // Too slow under ThreadSanitizer for what they add there.

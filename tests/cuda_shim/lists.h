@@ -40,20 +40,10 @@ class Tensor {
   Segment segment() const { return {data(), count_, dtype_}; }
   int64_t count() const { return count_; }
   double get(int64_t i) const {
-    switch (dtype_) {
-      case DType::kFloat32: return widen(at<float>(i));
-      case DType::kFloat64: return widen(at<double>(i));
-      case DType::kBFloat16: return widen(at<BFloat16>(i));
-      default: return widen(at<Float16>(i));
-    }
+    return with_dtype(dtype_, [&](auto t) { return double(widen(at<decltype(t)>(i))); });
   }
   void set(int64_t i, double x) {
-    switch (dtype_) {
-      case DType::kFloat32: at<float>(i) = float(x); break;
-      case DType::kFloat64: at<double>(i) = x; break;
-      case DType::kBFloat16: at<BFloat16>(i) = to_bfloat16(float(x)); break;
-      default: at<Float16>(i) = to_float16(float(x));
-    }
+    with_dtype(dtype_, [&](auto t) { at<decltype(t)>(i) = narrow<decltype(t)>(Wide<decltype(t)>(x)); });
   }
   // x * y as the dtype's arithmetic has it.
   double product(double x, double y) const {

@@ -5,16 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "dtypes.h"
+#include "../segment.h"
 
 namespace fusedclip {
-
-// One contiguous stretch of gradient elements.
-struct Segment {
-  void* data;
-  int64_t count;
-  DType dtype;
-};
 
 // One fp64 partial per tile, summed in tile order: results don't depend on how tiles are dealt to threads.
 // 64 Ki elements keep a tile inside the second-level cache, and the partials of a 1 GB list in 32 KB.
