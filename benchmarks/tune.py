@@ -32,7 +32,7 @@ from fusedclip.backends.triton.tuning import Row, Tuning
 
 PACKAGED = tuning.TABLE
 KIB = 1024
-CHUNKS, STEPS = (32 * KIB, 64 * KIB, 128 * KIB), (8 * KIB, 16 * KIB, 32 * KIB)
+TILES, STEPS = (32 * KIB, 64 * KIB, 128 * KIB), (8 * KIB, 16 * KIB, 32 * KIB)
 WARPS, PROGRAMS = (4, 8), (2, 4, 5, 8)
 FINALISTS = 3
 LEAST_GAIN = 1.02  # medians of two runs of the same code differ by about 1 %
@@ -62,7 +62,7 @@ class Candidate:
     def name(self) -> str:
         of = self.tuning
         limits = "".join(f", {name} {value}" for name, value in of.limits)
-        size = f"{of.chunk_bytes // KIB} KiB in steps of {of.step_bytes // KIB}"
+        size = f"{of.tile_bytes // KIB} KiB in steps of {of.step_bytes // KIB}"
         return f"{size}, {of.num_warps} warps, {of.programs_per_processor} programs{limits}"
 
     @property
@@ -137,7 +137,7 @@ def check_serves(device: torch.device) -> None:
 def tunings(device: torch.device, known: Sequence[Tuning] = (), *, quick: bool = False) -> list[Tuning]:
     """The default, those already known, and all that is worth a try: fewer than the engine caches tables of.
 
-    `quick`: only those with the default's chunks, whose size should matter least.
+    `quick`: only those with the default's tiles, whose size should matter least.
     """
     default = tuning.default_for(device)
     if device.type == "cpu":
@@ -147,19 +147,19 @@ def tunings(device: torch.device, known: Sequence[Tuning] = (), *, quick: bool =
             *(fitting(*NVIDIA_ROOM, limit=True) if torch.version.hip is None else fitting(*AMD_ROOM, limit=False))
         ]
     if quick:
-        others = [one for one in others if one.chunk_bytes == default.chunk_bytes]
+        others = [one for one in others if one.tile_bytes == default.tile_bytes]
     return list(dict.fromkeys([default, *known, *others]))
 
 
 def fitting(registers: int, warp: int, *, limit: bool) -> Iterator[Tuning]:
     """Those whose programs can all be resident, with the compiler held to it where it can be (`limit`)."""
-    for chunk, step, warps, programs in product(CHUNKS, STEPS, WARPS, PROGRAMS):
+    for tile, step, warps, programs in product(TILES, STEPS, WARPS, PROGRAMS):
         threads = warps * warp
         room = min(registers // (programs * threads) // 8 * 8, MOST_REGISTERS)
         # A step in flight, as many accumulators, and some 32 for addresses and the like. On sm_90 the tightest (fp32,
         # 48 or 64 registers) then spill 16 to 24 bytes: whether that costs anything, the clock may say.
         if room >= 2 * step // threads // 4 + 32:
-            yield Tuning(chunk, step, warps, programs, (("maxnreg", room),) if limit else ())
+            yield Tuning(tile, step, warps, programs, (("maxnreg", room),) if limit else ())
 
 
 def tune(dtype: str, settings: Settings, quick: bool, known: Sequence[Tuning], progress: Callable[[], Any]) -> Result:

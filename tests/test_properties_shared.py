@@ -55,9 +55,9 @@ def test_views_of_one_buffer(
     others = [g.to(engine.device) for g in others]
     before = buffer.clone()
     expected = oracle.norm([*pieces, *others], p)
-    norm = fusedclip.clip_grad_norm_(parameters([*shaped, *others]), 0.1 * min(expected, 1e6), p)
     if not np.isfinite(expected) or expected == 0:
         return
+    norm = fusedclip.clip_grad_norm_(parameters([*shaped, *others]), 0.1 * min(expected, 1e6), p)
     oracle.assert_close(norm, expected if norm.dtype == torch.float64 else float(np.float32(expected)), 3e-6)
 
     # Dense stretches are written once each, and what overlaps in part as often as it is part of one. Strided gradients
@@ -70,7 +70,7 @@ def test_views_of_one_buffer(
     for first, count, step in set(views) - dense:
         times[first : first + count * step : step] = 1
     want = before.cpu().double().numpy() * coef**times
-    np.testing.assert_allclose(buffer.cpu().double().numpy(), want, rtol=2e-5)
+    np.testing.assert_allclose(buffer.cpu().double().numpy(), want, rtol=2e-5, atol=1e-37)  # subnormals are rounded
 
 
 @settings(suppress_health_check=UNCHECKED, max_examples=min(200, EXAMPLES))

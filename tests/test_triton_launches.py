@@ -78,11 +78,11 @@ def test_the_interpreter_serves_where_it_is_asked_for() -> None:
 def test_launches_per_call(device: torch.device, launched: list[str], sizes: tuple[int, ...], p: float) -> None:
     batch = batch_of(device, *sizes)
     ENGINE.clip_(batch, p, ClipRule(0.5), torch.float32)
-    assert launched == ["read_kernel", "clip_kernel"]
+    assert launched == ["read_kernel", "settle_and_scale_kernel"]
     launched.clear()
     scalar = torch.tensor(0.5, device=device)
     ENGINE.clip_(batch, p, ClipRule(scalar, zero_nonfinite=True), torch.float64, multiplier=scalar)
-    assert launched == ["read_kernel", "clip_kernel"]
+    assert launched == ["read_kernel", "settle_and_scale_kernel"]
     launched.clear()
     ENGINE.norm(batch, p, torch.float32)
     assert launched == ["read_kernel", "norm_kernel"]
@@ -106,7 +106,7 @@ def test_tensors_that_share_memory_are_written_one_by_one(device: torch.device, 
         launched.clear()
     before, norm = buffer.clone(), oracle.norm(shared.tensors)
     clipped = ENGINE.clip_(shared, 2.0, ClipRule(norm / 2), torch.float64)
-    assert launched == ["read_kernel", "clip_kernel", "scale_kernel", "scale_kernel"]
+    assert launched == ["read_kernel", "settle_and_scale_kernel", "scale_kernel", "scale_kernel"]
     oracle.assert_close(clipped.norm, norm, 3e-6)
     coef = float(clipped.coef)
     oracle.assert_scaled(buffer[:500], before[:500], coef, 1.5)
@@ -123,7 +123,7 @@ def test_the_grid_does_not_grow_with_the_list(device: torch.device) -> None:
     for sizes in ((1,), (200_000,), (10,) * 5000):
         with use(tuning):  # whatever has been measured for this device
             table = tables.table_for(batch_of(device, *sizes))
-        assert table.programs == len(table.partials) == min(most, max(table.plan.chunks, 1))
+        assert table.programs == len(table.partials) == min(most, max(table.plan.tiles, 1))
 
 
 @pytest.fixture
@@ -215,14 +215,14 @@ def test_a_captured_call_owns_its_tables(device: torch.device, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_alignment_at_the_edges_of_steps_and_chunks(device: torch.device, dtype: torch.dtype) -> None:
+def test_every_alignment_at_the_edges_of_steps_and_tiles(device: torch.device, dtype: torch.dtype) -> None:
     from fusedclip.backends.triton.tuning import tuning_for
 
     tuning = tuning_for(device, frozenset([dtype]))
-    step, chunk = (size // dtype.itemsize for size in (tuning.step_bytes, tuning.chunk_bytes))
-    room = torch.randn(chunk + 64, device=device).to(dtype)
+    step, tile = (size // dtype.itemsize for size in (tuning.step_bytes, tuning.tile_bytes))
+    room = torch.randn(tile + 64, device=device).to(dtype)
     for offset in range(16 // dtype.itemsize + 1):
-        for size in (0, 1, 7, step - offset, step + 1, chunk, chunk + 9 - offset):
+        for size in (0, 1, 7, step - offset, step + 1, tile, tile + 9 - offset):
             before = room.clone()
             view = room[offset : offset + size]
             expected = oracle.norm([view]) if size else 0.0

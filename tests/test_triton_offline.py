@@ -14,12 +14,12 @@ if triton.knobs.runtime.interpret:
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fusedclip.backends.triton import chunks, elements, kernels, tuning
+from fusedclip.backends.triton import elements, kernels, tiles, tuning
 
 NVIDIA = [80, 90, 100]
 TARGETS = [*(f"sm_{arch}" for arch in NVIDIA), "gfx942"]
 NORMS = {n: getattr(elements, n).value for n in ("ZERO", "ONE", "TWO", "POWER", "MAX", "MIN")}
-DTYPES = {n: getattr(chunks, n).value for n in ("FLOAT32", "FLOAT64", "BFLOAT16", "FLOAT16")}
+DTYPES = {n: getattr(tiles, n).value for n in ("FLOAT32", "FLOAT64", "BFLOAT16", "FLOAT16")}
 DTYPES["MIXED"] = sum(DTYPES.values())
 POINTERS = {
     "table": "*i64", "partials": "*fp64", "out": "*fp64", "coefs": "*fp64", "norm_out": "*fp32", "coef_out": "*fp64",
@@ -35,7 +35,7 @@ def tuning_of(target: str) -> tuning.Tuning:
 
 def compiled(kernel: Any, target: str, **constants: object) -> dict[str, Any]:
     """The kernel's assembly, compiled with the options that a launch gives."""
-    shape = {"CHUNK_BYTES": tuning_of(target).chunk_bytes, "STEP_BYTES": tuning_of(target).step_bytes}
+    shape = {"TILE_BYTES": tuning_of(target).tile_bytes, "STEP_BYTES": tuning_of(target).step_bytes}
     constants = {n: v for n, v in {**shape, **constants}.items() if n in kernel.arg_names}
     signature = {n: "constexpr" if n in constants else POINTERS.get(n, "i32") for n in kernel.arg_names}
     gpu = GPUTarget("hip", target, 64) if target == "gfx942" else GPUTarget("cuda", int(target[3:]), 32)
@@ -78,8 +78,8 @@ def wide_expected(target: str, dtypes: str) -> int:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("target", TARGETS)
 def test_read(target: str, norm: str, dtypes: str, tmp_path: Path) -> None:
-    for per_chunk in (True, False):
-        asm = compiled(kernels.read_kernel, target, NORM=NORMS[norm], DTYPES=DTYPES[dtypes], PER_CHUNK=per_chunk)
+    for per_tile in (True, False):
+        asm = compiled(kernels.read_kernel, target, NORM=NORMS[norm], DTYPES=DTYPES[dtypes], PER_TILE=per_tile)
         check_registers(asm, target, tmp_path)
     if norm != "POWER":
         assert count_wide(asm, target, "load") >= wide_expected(target, dtypes)
@@ -91,10 +91,10 @@ def test_read(target: str, norm: str, dtypes: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("on_device", [False, True])
-def test_clip(target: str, dtypes: str, on_device: bool, tmp_path: Path) -> None:
+def test_settle_and_scale(target: str, dtypes: str, on_device: bool, tmp_path: Path) -> None:
     optional = {} if on_device else {"max_norm_on_device": None, "multiplier": None}
     constants = {"NORM": NORMS["TWO"], "DTYPES": DTYPES[dtypes], "ZEROS": on_device, "EPS": 1e-6}
-    check_write(compiled(kernels.clip_kernel, target, **constants, **optional), target, dtypes, tmp_path)
+    check_write(compiled(kernels.settle_and_scale_kernel, target, **constants, **optional), target, dtypes, tmp_path)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)
@@ -123,6 +123,6 @@ def test_finishing_kernels(target: str, norm: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if t != "gfx942"])
 def test_ordinary_arithmetic_keeps_subnormals_and_is_not_fused(target: str) -> None:
-    read = compiled(kernels.read_kernel, target, NORM=NORMS["TWO"], DTYPES=DTYPES["FLOAT32"], PER_CHUNK=False)
+    read = compiled(kernels.read_kernel, target, NORM=NORMS["TWO"], DTYPES=DTYPES["FLOAT32"], PER_TILE=False)
     assert ".ftz" not in read["ptx"]
     assert not re.search(r"\bfma\.rn\.f(32|64)\b", read["ptx"])

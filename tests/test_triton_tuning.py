@@ -78,7 +78,7 @@ def test_the_file_is_read_once(path: Path) -> None:
 
 def as_json(**changes: Any) -> dict[str, Any]:
     """The row, with changes to itself or, where that has the name, to its tuning."""
-    shape = {"chunk_bytes": 65536, "step_bytes": 16384, "num_warps": 4, "programs_per_processor": 5, "limits": {}}
+    shape = {"tile_bytes": 65536, "step_bytes": 16384, "num_warps": 4, "programs_per_processor": 5, "limits": {}}
     shape |= {name: value for name, value in changes.items() if name in shape}
     own = {name: value for name, value in changes.items() if name not in shape}
     given = {"architecture": "sm_90", "dtype": "float32", "gain": 1.1, "device": "d", "triton": "3.9", "date": "today"}
@@ -91,17 +91,17 @@ def as_json(**changes: Any) -> dict[str, Any]:
         ("fast", r"a row has architecture, dtype, tuning, gain, .*; here is 'fast'"),
         ({}, "here is nothing"),
         (as_json(colour="red"), "here is architecture, .*colour"),
-        (as_json(tuning={"num_warps": 4}), r"a tuning has chunk_bytes, .*; here is num_warps"),
+        (as_json(tuning={"num_warps": 4}), r"a tuning has tile_bytes, .*; here is num_warps"),
         (as_json(tuning=None), "here is None"),
         (as_json(dtype="int8"), "dtype is 'int8', and there are bfloat16, float16, float32, float64"),
         (as_json(dtype=["float32"]), "dtype is .'float32'., not a string"),
         (as_json(architecture=90), "architecture is 90, not a string"),
         (as_json(gain=float("nan")), "gain is nan"),
         (as_json(gain="1.1"), "gain is '1.1'"),
-        (as_json(chunk_bytes=65536 + 4096), "a chunk is a whole number of steps"),
+        (as_json(tile_bytes=65536 + 4096), "a tile is a whole number of steps"),
         (as_json(step_bytes=2048), "a power of two from 4096"),
-        (as_json(chunk_bytes=17 * 16384), "16 at most"),
-        (as_json(chunk_bytes=131072, step_bytes=131072), "to 65536 bytes"),
+        (as_json(tile_bytes=17 * 16384), "16 at most"),
+        (as_json(tile_bytes=131072, step_bytes=131072), "to 65536 bytes"),
         (as_json(step_bytes=0), "step_bytes is 0, not a positive integer"),
         (as_json(num_warps=3), "num_warps is 3, not a power of two"),
         (as_json(num_warps=True), "num_warps is True"),
@@ -140,7 +140,7 @@ def test_what_is_forced_has_tables_of_its_own(path: Path) -> None:
         assert forced is tables.table_for(batch)
     assert tables.table_for(batch) is measured
     assert measured.options == FASTER.options()
-    assert measured.shape["CHUNK_BYTES"] == FASTER.chunk_bytes
+    assert measured.shape["TILE_BYTES"] == FASTER.tile_bytes
     assert forced.shape == tables.table_for(mixed).shape | {"DTYPES": forced.plan.dtypes}
     assert forced.options == INTERPRETER.options()
     tables._tables.cached.clear()

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 ZERO, ONE, TWO, POWER, MAX, MIN = (tl.constexpr(code) for code in range(6))  # norms
+LEAST_TRUSTED = tl.constexpr(2.0**-90)
 SCALE, CLAMP = tl.constexpr(0), tl.constexpr(1)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -85,6 +86,25 @@ def finish(lifted, p, NORM: tl.constexpr):
         return tl.exp2(tl.log2(lifted) / p)
     else:
         return lifted
+
+
+@triton.jit
+def is_trusted(sum):
+    """Whether an fp32 sum may be taken as it is (csrc/norm_ops.h)."""
+    return (sum >= LEAST_TRUSTED) & (sum < float("inf"))
+
+
+@triton.jit
+def settle(lifted, p, limit, multiplier, EPS: tl.constexpr, NORM: tl.constexpr, ZEROS: tl.constexpr):
+    """Norm and coefficient of the elements times `multiplier`, which the coefficient contains (csrc/norm_ops.h)."""
+    norm = finish(lifted, p, NORM)
+    if NORM != ZERO:  # a count stays what it is
+        norm *= multiplier
+    ratio = limit / (norm + tl.full([], EPS, tl.float64))
+    coef = tl.where(ratio >= 1, 1.0, ratio)  # NaN stays NaN
+    if ZEROS:
+        coef = tl.where(norm - norm == 0, coef, 0.0)
+    return norm, tl.where(limit == float("inf"), 1.0, coef) * multiplier
 
 
 @triton.jit

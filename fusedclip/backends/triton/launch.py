@@ -26,20 +26,20 @@ _NORMS: dict[float, int] = {
 def lift(batch: Batch, p: float) -> Tensor:
     with on(batch.device):
         table = table_for(batch)
-        partials = _empty(batch, max(table.plan.chunks, 1))
-        out = _empty(batch, table.plan.tensors)
-        _read(table, partials, p, per_chunk=True)
+        partials = _empty(batch, max(table.plan.tiles, 1))
+        out = _empty(batch, table.plan.segments)
+        _read(table, partials, p, per_tile=True)
         plan = table.plan
         norm = _norm_code(p)
         launch(
             kernels.per_tensor_kernel,
-            plan.tensors,
+            plan.segments,
             table,
             table.data,
             partials,
             out,
-            plan.tensors,
-            plan.chunks,
+            plan.segments,
+            plan.tiles,
             NORM=norm,
         )
     return out
@@ -49,7 +49,7 @@ def norm(batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
     with on(batch.device):
         table = table_for(batch)
         out = torch.empty((), dtype=dtype, device=batch.device)
-        _read(table, table.partials, p, per_chunk=False)
+        _read(table, table.partials, p, per_tile=False)
         launch(kernels.norm_kernel, 1, table, table.partials, out, p, table.programs, NORM=_norm_code(p))
     return out
 
@@ -60,9 +60,9 @@ def clip_(batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, multiplier
     with on(batch.device):
         table = table_for(batch)
         clipped = Clipped(torch.empty((), dtype=dtype, device=batch.device), _empty(batch))
-        _read(table, table.partials, p, per_chunk=False)
+        _read(table, table.partials, p, per_tile=False)
         launch(
-            kernels.clip_kernel,
+            kernels.settle_and_scale_kernel,
             table.programs,
             table,
             table.data,
@@ -73,8 +73,8 @@ def clip_(batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, multiplier
             on_device,
             multiplier,
             p,
-            table.plan.tensors,
-            0 if table.overlaps else table.plan.chunks,
+            table.plan.segments,
+            0 if table.overlaps else table.plan.tiles,
             table.programs,
             EPS=rule.eps,
             NORM=_norm_code(p),
@@ -100,8 +100,8 @@ def scale_(batch: Batch, coef: Tensor, *, zero: bool) -> None:
             table,
             table.data,
             coef.contiguous(),
-            plan.tensors,
-            plan.chunks,
+            plan.segments,
+            plan.tiles,
             PER_TENSOR=coef.dim(),
             ZEROS=zero,
             **table.shape,
@@ -116,7 +116,7 @@ def clamp_(batch: Batch, bound: float) -> None:
                 clamp_(part, bound)
             return
         plan = table.plan
-        launch(kernels.clamp_kernel, table.programs, table, table.data, bound, plan.tensors, plan.chunks, **table.shape)
+        launch(kernels.clamp_kernel, table.programs, table, table.data, bound, plan.segments, plan.tiles, **table.shape)
 
 
 def _one_by_one(batch: Batch) -> Iterator[Batch]:
@@ -124,7 +124,7 @@ def _one_by_one(batch: Batch) -> Iterator[Batch]:
     return (Batch([tensor], batch.device) for tensor in batch.tensors)
 
 
-def _read(table: Table, partials: Tensor, p: float, *, per_chunk: bool) -> None:
+def _read(table: Table, partials: Tensor, p: float, *, per_tile: bool) -> None:
     plan = table.plan
     launch(
         kernels.read_kernel,
@@ -133,10 +133,10 @@ def _read(table: Table, partials: Tensor, p: float, *, per_chunk: bool) -> None:
         table.data,
         partials,
         p,
-        plan.tensors,
-        plan.chunks,
+        plan.segments,
+        plan.tiles,
         NORM=_norm_code(p),
-        PER_CHUNK=per_chunk,
+        PER_TILE=per_tile,
         **table.shape,
     )
 

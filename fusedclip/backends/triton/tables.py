@@ -1,9 +1,9 @@
 """What the kernels are told about a list of tensors: one int64 array on the device.
 
-    [T]    address
-    [T]    element count << 4 | dtype
-    [C]    tensor << 32 | which of that tensor's chunks
-    [T+1]  the first chunk of each tensor, and C
+    [S]    address
+    [S]    element count << 4 | dtype
+    [T]    segment << 32 | which of that segment's tiles
+    [S+1]  the first tile of each segment, and T
 
 Everything behind the addresses follows from shapes and dtypes, and is planned once per list of them. A table belongs to
 one thread and one stream: the stream's order alone keeps a new list of addresses behind the kernels that read the last
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from ...gradients import Batch
-from . import chunks
+from . import tiles
 from .tuning import Tuning, forced, programs_for, tuning_for
 
 CODES = {
-    torch.float32: chunks.FLOAT32.value,
-    torch.float64: chunks.FLOAT64.value,
-    torch.bfloat16: chunks.BFLOAT16.value,
-    torch.float16: chunks.FLOAT16.value,
+    torch.float32: tiles.FLOAT32.value,
+    torch.float64: tiles.FLOAT64.value,
+    torch.bfloat16: tiles.BFLOAT16.value,
+    torch.float16: tiles.FLOAT16.value,
 }
 CACHED = 64  # tables per thread, plans per process; a training loop needs one of each per list that it clips
 
@@ -38,19 +38,19 @@ _captured: list[Tensor] = []  # host memory that a CUDA graph copies from whenev
 class Plan:
     """What follows from element counts and dtypes alone, on the host."""
 
-    def __init__(self, counts: tuple[int, ...], dtypes: tuple[torch.dtype, ...], chunk_bytes: int) -> None:
+    def __init__(self, counts: tuple[int, ...], dtypes: tuple[torch.dtype, ...], tile_bytes: int) -> None:
         count = _integers(counts)
         code = _integers([CODES[dtype] for dtype in dtypes])
-        per_chunk = _integers([chunk_bytes // dtype.itemsize for dtype in dtypes])
-        chunks_of = (count + per_chunk - 1) // per_chunk
-        first = torch.cat([_integers([0]), chunks_of.cumsum(0)])
-        tensor = torch.repeat_interleave(chunks_of)
-        index = torch.arange(len(tensor), device="cpu") - first[tensor]
-        self.tensors = len(counts)
+        per_tile = _integers([tile_bytes // dtype.itemsize for dtype in dtypes])
+        tiles_of = (count + per_tile - 1) // per_tile
+        first = torch.cat([_integers([0]), tiles_of.cumsum(0)])
+        segment = torch.repeat_interleave(tiles_of)
+        index = torch.arange(len(segment), device="cpu") - first[segment]
+        self.segments = len(counts)
         self.sizes = [n * dtype.itemsize for n, dtype in zip(counts, dtypes, strict=True)]  # bytes
-        self.chunks = len(tensor)
+        self.tiles = len(segment)
         self.dtypes = sum({CODES[dtype] for dtype in dtypes})
-        self.rows = torch.cat([count << chunks.DTYPE_BITS.value | code, tensor << 32 | index, first])
+        self.rows = torch.cat([count << tiles.DTYPE_BITS.value | code, segment << 32 | index, first])
 
 
 class Table:
@@ -59,10 +59,10 @@ class Table:
     def __init__(self, plan: Plan, device: torch.device, tuning: Tuning) -> None:
         self.plan = plan
         self.device = device
-        self.shape = {"DTYPES": plan.dtypes, "CHUNK_BYTES": tuning.chunk_bytes, "STEP_BYTES": tuning.step_bytes}
+        self.shape = {"DTYPES": plan.dtypes, "TILE_BYTES": tuning.tile_bytes, "STEP_BYTES": tuning.step_bytes}
         self.options = tuning.options()
-        self.programs = min(programs_for(device, tuning.programs_per_processor), max(plan.chunks, 1))
-        self.data = torch.empty(plan.tensors + len(plan.rows), dtype=torch.int64, device=device)
+        self.programs = min(programs_for(device, tuning.programs_per_processor), max(plan.tiles, 1))
+        self.data = torch.empty(plan.segments + len(plan.rows), dtype=torch.int64, device=device)
         self.partials = torch.empty(self.programs, dtype=torch.float64, device=device)
         self.addresses: list[int] = []
         self.overlaps = False  # whether any two of the tensors share memory
@@ -131,7 +131,7 @@ def table_for(batch: Batch) -> Table:
 
 def _new_table(counts: tuple[int, ...], dtypes: tuple[torch.dtype, ...], device: torch.device) -> Table:
     tuning = forced.get() or tuning_for(device, frozenset(dtypes))
-    return Table(_plan(counts, dtypes, tuning.chunk_bytes), device, tuning)
+    return Table(_plan(counts, dtypes, tuning.tile_bytes), device, tuning)
 
 
 def is_capturing(device: torch.device) -> bool:

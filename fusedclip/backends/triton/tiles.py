@@ -1,39 +1,36 @@
-"""One chunk of one tensor: where it is, reading it, writing it. Device code only.
+"""One tile of one segment: where it is, reading it, writing it. Device code only.
 
-A chunk is up to CHUNK_BYTES and begins on a 16-byte boundary of memory: what a tensor has before its first boundary
-belongs to its first chunk. So whole steps of STEP_BYTES are loaded and stored 16 bytes at a time without a mask,
-wherever the tensor lies, and only its ends are masked.
+A tile is up to TILE_BYTES and begins on a 16-byte boundary of memory: what a segment has before its first boundary
+belongs to its first tile. So whole steps of STEP_BYTES are loaded and stored 16 bytes at a time without a mask,
+wherever the segment lies, and only its ends are masked.
 """
 
 import triton
 import triton.language as tl
 
-from .elements import MAX, ONE, POWER, TWO, ZERO, apply, combine, identity, lift, reduce
+from .elements import MAX, ONE, POWER, TWO, ZERO, apply, combine, identity, is_trusted, lift, reduce
 
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = (tl.constexpr(1 << bit) for bit in range(4))  # dtypes, a bit each
 DTYPE_BITS, DTYPE_MASK = tl.constexpr(4), tl.constexpr(15)
 BLOCK = tl.constexpr(1024)  # elements per masked load: 8 fp64 accumulators per thread of 4 warps
 
-# A float sum above 2^-90 has lost less than 1e-7 of itself to squares that vanished (csrc/cpu/kernels.cpp).
-LEAST_TRUSTED = tl.constexpr(2.0**-90)
+
+@triton.jit
+def locate(table, segments, tile):
+    """Of a tile: its segment, which of that one's tiles it is, and the segment's address, element count and dtype."""
+    word = tl.load(table + 2 * segments + tile)
+    segment = word >> 32
+    shape = tl.load(table + segments + segment)
+    return segment, word & 0xFFFFFFFF, tl.load(table + segment), shape >> DTYPE_BITS, shape & DTYPE_MASK
 
 
 @triton.jit
-def locate(table, tensors, chunk):
-    """Of a chunk: its tensor, which of the tensor's chunks it is, and the tensor's address, element count and dtype."""
-    word = tl.load(table + 2 * tensors + chunk)
-    tensor = word >> 32
-    shape = tl.load(table + tensors + tensor)
-    return tensor, word & 0xFFFFFFFF, tl.load(table + tensor), shape >> DTYPE_BITS, shape & DTYPE_MASK
-
-
-@triton.jit
-def cut(address, count, index, T: tl.constexpr, CHUNK_BYTES: tl.constexpr, STEP_BYTES: tl.constexpr):
-    """Where a chunk begins, where its whole steps begin and end, and where it ends, in elements of its tensor."""
+def cut(address, count, index, T: tl.constexpr, TILE_BYTES: tl.constexpr, STEP_BYTES: tl.constexpr):
+    """Where a tile begins, where its whole steps begin and end, and where it ends, in elements of its segment."""
     ITEM: tl.constexpr = T.primitive_bitwidth // 8
     head = ((0 - address) & 15) // ITEM
-    start = index * (CHUNK_BYTES // ITEM) + head
-    end = tl.minimum(start + CHUNK_BYTES // ITEM, count)
+    start = index * (TILE_BYTES // ITEM) + head
+    end = tl.minimum(start + TILE_BYTES // ITEM, count)
     begin = tl.where(index == 0, 0, start)
     steps = (tl.maximum(end - start, 0) // (STEP_BYTES // ITEM)).to(tl.int32)
     return begin, tl.minimum(start, count), steps, tl.minimum(start, count) + steps * (STEP_BYTES // ITEM), end
@@ -57,7 +54,7 @@ def lift_ends(x, begin, head_end, tail, end, p, NORM: tl.constexpr, A: tl.conste
     lifted = identity(NORM, BLOCK, A)
     for piece in range(2):
         first = tl.where(piece == 0, begin, tail)
-        left = (tl.where(piece == 0, head_end, end) - first).to(tl.int32)  # of one chunk: fits
+        left = (tl.where(piece == 0, head_end, end) - first).to(tl.int32)  # of one tile: fits
         for done in range(0, left, BLOCK):
             inside = done + lanes < left
             values = tl.load(x + first + done + lanes, mask=inside, other=0)
@@ -67,7 +64,7 @@ def lift_ends(x, begin, head_end, tail, end, p, NORM: tl.constexpr, A: tl.conste
 
 
 @triton.jit
-def lift_chunk(
+def lift_tile(
     address,
     count,
     index,
@@ -75,12 +72,12 @@ def lift_chunk(
     T: tl.constexpr,
     NORM: tl.constexpr,
     DTYPES: tl.constexpr,
-    CHUNK_BYTES: tl.constexpr,
+    TILE_BYTES: tl.constexpr,
     STEP_BYTES: tl.constexpr,
 ):
     """Its lifted value, fp64. Summed in fp32 first, unless there are fp64 gradients and so an fp64 norm."""
     x = address.to(tl.pointer_type(T))
-    begin, start, steps, tail, end = cut(address, count, index, T, CHUNK_BYTES, STEP_BYTES)
+    begin, start, steps, tail, end = cut(address, count, index, T, TILE_BYTES, STEP_BYTES)
     A: tl.constexpr = tl.float64 if FLOAT64 & DTYPES and NORM != ZERO else tl.float32
     STEP: tl.constexpr = STEP_BYTES * 8 // T.primitive_bitwidth
     # Accumulators take no more registers than a step's loads. Half of that for counts, whose comparisons take many.
@@ -93,8 +90,7 @@ def lift_chunk(
         if (begin < start) | (tail < end):
             lifted = combine(lifted, lift_ends(x, begin, start, tail, end, p, NORM, A), NORM)
         if (NORM == ONE or NORM == TWO) and A == tl.float32:
-            trusted = (lifted >= LEAST_TRUSTED) & (lifted < float("inf"))
-            if not trusted:
+            if not is_trusted(lifted):
                 # Zeros are common in embedding gradients and must not pay for fp64; this read comes from the cache.
                 if lift_ends(x, begin, end, end, end, p, MAX, A) != 0:
                     lifted = lift_ends(x, begin, end, end, end, p, NORM, tl.float64)
@@ -113,7 +109,7 @@ def gather(partials, begin, end, NORM: tl.constexpr):
 
 
 @triton.jit
-def write_chunk(
+def write_tile(
     address,
     count,
     index,
@@ -121,11 +117,11 @@ def write_chunk(
     T: tl.constexpr,
     OP: tl.constexpr,
     ZEROS: tl.constexpr,
-    CHUNK_BYTES: tl.constexpr,
+    TILE_BYTES: tl.constexpr,
     STEP_BYTES: tl.constexpr,
 ):
     x = address.to(tl.pointer_type(T))
-    begin, start, steps, tail, end = cut(address, count, index, T, CHUNK_BYTES, STEP_BYTES)
+    begin, start, steps, tail, end = cut(address, count, index, T, TILE_BYTES, STEP_BYTES)
     STEP: tl.constexpr = STEP_BYTES * 8 // T.primitive_bitwidth
     whole = tl.multiple_of(x + start, 16)
     for i in range(steps):
@@ -151,18 +147,18 @@ def write_any(
     OP: tl.constexpr,
     ZEROS: tl.constexpr,
     DTYPES: tl.constexpr,
-    CHUNK_BYTES: tl.constexpr,
+    TILE_BYTES: tl.constexpr,
     STEP_BYTES: tl.constexpr,
 ):
     if FLOAT32 & DTYPES:
         if dtype == FLOAT32:
-            write_chunk(address, count, index, operand, tl.float32, OP, ZEROS, CHUNK_BYTES, STEP_BYTES)
+            write_tile(address, count, index, operand, tl.float32, OP, ZEROS, TILE_BYTES, STEP_BYTES)
     if FLOAT64 & DTYPES:
         if dtype == FLOAT64:
-            write_chunk(address, count, index, operand, tl.float64, OP, ZEROS, CHUNK_BYTES, STEP_BYTES)
+            write_tile(address, count, index, operand, tl.float64, OP, ZEROS, TILE_BYTES, STEP_BYTES)
     if BFLOAT16 & DTYPES:
         if dtype == BFLOAT16:
-            write_chunk(address, count, index, operand, tl.bfloat16, OP, ZEROS, CHUNK_BYTES, STEP_BYTES)
+            write_tile(address, count, index, operand, tl.bfloat16, OP, ZEROS, TILE_BYTES, STEP_BYTES)
     if FLOAT16 & DTYPES:
         if dtype == FLOAT16:
-            write_chunk(address, count, index, operand, tl.float16, OP, ZEROS, CHUNK_BYTES, STEP_BYTES)
+            write_tile(address, count, index, operand, tl.float16, OP, ZEROS, TILE_BYTES, STEP_BYTES)

@@ -17,7 +17,7 @@ import torch
 
 from ...dtypes import FLOATING
 
-# With these, and steps of 64 KiB at most, an fp32 accumulator takes 33 additions in a chunk. Those and the 7 that add
+# With these, and steps of 64 KiB at most, an fp32 accumulator takes 33 additions in a tile. Those and the 7 that add
 # eight accumulators to one round 39 times: 39 * 2^-24 = 2.4e-6 of a sum at most, half of that for a 2-norm.
 MOST_STEPS = 16
 TABLE = Path(__file__).with_name("tuning.json")  # written by `python -m benchmarks tune`, read once per process
@@ -25,7 +25,7 @@ TABLE = Path(__file__).with_name("tuning.json")  # written by `python -m benchma
 
 @dataclass(frozen=True)
 class Tuning:
-    chunk_bytes: int = 64 * 1024  # one entry (8 bytes) in the table, one reduction over the program's threads
+    tile_bytes: int = 64 * 1024  # one entry (8 bytes) in the table, one reduction over the program's threads
     step_bytes: int = 16 * 1024  # 8 loads of 16 bytes for each of 128 threads
     num_warps: int = 4
     programs_per_processor: int = (
@@ -41,11 +41,11 @@ class Tuning:
                 raise ValueError(f"{name} is {value!r}, not a positive integer")
         if self.num_warps & (self.num_warps - 1):
             raise ValueError(f"num_warps is {self.num_warps}, not a power of two")
-        steps, rest = divmod(self.chunk_bytes, self.step_bytes)
+        steps, rest = divmod(self.tile_bytes, self.step_bytes)
         odd_step = self.step_bytes & (self.step_bytes - 1) or not 4096 <= self.step_bytes <= 65536
         if rest or odd_step or steps > MOST_STEPS:
             raise ValueError(
-                f"{self}: a chunk is a whole number of steps, {MOST_STEPS} at most, and a step a power of two "
+                f"{self}: a tile is a whole number of steps, {MOST_STEPS} at most, and a step a power of two "
                 "from 4096 to 65536 bytes"
             )
 
@@ -63,8 +63,8 @@ class Tuning:
 DEFAULT = Tuning()
 # 5 x 128 threads x 96 = 61,440 of 65,536 registers. Without the limit ptxas aims at 80 or 64 at times, and spills.
 NVIDIA = Tuning(programs_per_processor=5, limits=(("maxnreg", 96),))
-# The interpreter pays per operation and hardly per element. Three programs, so that they share chunks unevenly.
-INTERPRETER = Tuning(chunk_bytes=128 * 1024, step_bytes=64 * 1024, programs_per_processor=3)
+# The interpreter pays per operation and hardly per element. Three programs, so that they share tiles unevenly.
+INTERPRETER = Tuning(tile_bytes=128 * 1024, step_bytes=64 * 1024, programs_per_processor=3)
 
 
 @dataclass(frozen=True)
