@@ -30,7 +30,8 @@ double* as_doubles(uintptr_t address) { return reinterpret_cast<double*>(address
 // norms.ClipRule.
 ClipRule as_rule(PyObject* tuple) {
   if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 3) throw py::type_error("a rule is a tuple of three");
-  const double max_norm = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, 0)), eps = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, 2));
+  const double max_norm = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, 0)),
+               eps = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, 2));
   const int zero_nonfinite = PyObject_IsTrue(PyTuple_GET_ITEM(tuple, 1));
   if (PyErr_Occurred()) throw py::error_already_set();
   return {max_norm, eps, zero_nonfinite == 1};

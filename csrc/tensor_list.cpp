@@ -265,7 +265,7 @@ class DeviceList {
   size_t most_;
   uintptr_t lowest_ = UINTPTR_MAX, highest_ = 0;  // what is known of all segments without remembering each
   std::vector<int32_t> slots_;
-  int64_t remembered_ = 0;  // segments that are in the slots, but for those whose memory was there
+  int64_t remembered_ = 0;         // segments that are in the slots, but for those whose memory was there
   std::vector<PyObject*> owners_;  // borrowed: the caller's list holds them
   std::map<Key, int64_t> twins_;
 };

@@ -30,7 +30,7 @@ struct TensorList {
 // The gradients of a list of parameters.
 struct Gathered {
   std::vector<std::shared_ptr<TensorList>> lists;  // one per device, in the order of first appearance
-  std::vector<int64_t> sources;  // per item: the place of its gradient in the lists one after another, -1 for none
+  std::vector<int64_t> sources;    // per item: the place of its gradient in the lists one after another, -1 for none
   py::object survey = py::none();  // what took a closer look, if anything needed one
   bool has_stand_ins = false;      // some segments stand for gradients that could not be taken as they are
 
