@@ -1,4 +1,4 @@
-// Gradients -> flat segments: the one place that looks inside Python's tensors, through DLPack.
+// Gradients -> flat segments, a list per device.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -40,12 +40,6 @@ struct Gathered {
   }
 };
 
-// Remembers torch's tensor types and its exchange API. Called once, at import, before anything else here.
-void bind_torch(py::object tensor_type, py::object parameter_type);
-
-// Remembers the type that takes closer looks.
-void bind_survey(py::object survey_type);
-
 // The gradients of `items`: each item's attribute `attribute`, or the items themselves if none is named.
 //
 // What is not plain (exact type, supported dtype, dense) goes to a survey(attribute, p), made when it is first needed:
@@ -55,8 +49,5 @@ Gathered gather(const py::list& items, const py::object& attribute, const py::ob
 
 // Whether any two of its segments, or of these stretches of memory (address, bytes) beside them, share a byte.
 bool overlaps(const TensorList& list, const std::vector<std::pair<uintptr_t, int64_t>>& more);
-
-// The stream that torch is working on just now, on the list's device.
-void* current_stream(const TensorList& list);
 
 }  // namespace fusedclip
