@@ -109,6 +109,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("tensors", &TensorList::tensors)
       .def_readonly("repeated", &TensorList::repeated)
       .def_readonly("has_float64", &TensorList::has_float64)
+      .def_property_readonly("dtypes", &dtypes_of)
       .def("overlaps", &overlaps, py::arg("more"));
   py::class_<Gathered>(m, "Gathered")
       .def_readonly("lists", &Gathered::lists)
@@ -136,9 +137,10 @@ PYBIND11_MODULE(_C, m) {
   m.add_object("cpu_clip_list", py::reinterpret_steal<py::object>(PyCFunction_New(&clip_list_definition, nullptr)));
   m.def(
       "cpu_clip",
-      [](const TensorList& l, double p, const py::tuple& rule, double multiplier, int threads) {
+      [](const TensorList& l, double p, const py::tuple& rule, py::handle multiplier, int threads) {
         const ClipRule limit = as_rule(rule.ptr());
-        const auto r = unlocked([&] { return cpu::clip(work(l), p, limit, multiplier, threads); });
+        const double factor = *doubles_of(multiplier, l.device);
+        const auto r = unlocked([&] { return cpu::clip(work(l), p, limit, factor, threads); });
         return py::make_tuple(r.norm, r.coef);
       },
       arg("list"), keywords, arg("p"), arg("rule"), arg("multiplier"), arg("threads"));

@@ -4,6 +4,12 @@
 
 namespace fusedclip {
 
+uint32_t dtypes_of(const TensorList& list) {
+  uint32_t bits = 0;
+  for (const Segment& segment : list.segments) bits |= 1u << static_cast<int>(segment.dtype);
+  return bits;
+}
+
 bool overlaps(const TensorList& list, const std::vector<std::pair<uintptr_t, int64_t>>& more) {
   std::vector<Segment> all = list.segments;
   const int64_t size = size_of(DType::kFloat16);

@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -22,7 +23,7 @@ struct TensorList {
   // Segments that lie in the memory of an earlier one, of another parameter: they count, and are written with it.
   std::vector<int64_t> repeated;
   DLDevice device{kDLCPU, 0};
-  bool has_float64 = false;
+  bool has_float64 = false;  // among the gradients that were taken as they are
 
   int64_t size() const { return static_cast<int64_t>(segments.size()); }
 };
@@ -46,6 +47,9 @@ struct Gathered {
 // look(i, item) gives None where there is no gradient, the number of an earlier item with the same one, or a plain
 // tensor to read in its stead; or raises. The survey knows why (fusedclip/gradients/survey.py).
 Gathered gather(const py::list& items, const py::object& attribute, const py::object& p);
+
+// Bit DType for each that a segment has.
+uint32_t dtypes_of(const TensorList& list);
 
 // Whether any two of its segments, or of these stretches of memory (address, bytes) beside them, share a byte.
 bool overlaps(const TensorList& list, const std::vector<std::pair<uintptr_t, int64_t>>& more);

@@ -54,8 +54,9 @@ class Cpu(Backend):
     def clip_(
         self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
     ) -> tuple[Clipped, Written]:
-        factor = 1.0 if multiplier is None else multiplier.item()
-        rule = rule._replace(max_norm=float(rule.max_norm))  # waits, if it is on a device
+        factor = _ONE if multiplier is None else multiplier.double()
+        if isinstance(rule.max_norm, Tensor):
+            rule = rule._replace(max_norm=rule.max_norm.item())  # waits, if it is on a device
         norm, coef = _C.cpu_clip(batch.table, p=p, rule=rule, multiplier=factor, threads=torch.get_num_threads())
         if coef == 1:
             return Clipped(_scalar(norm, dtype), _ONE), False  # making a tensor costs 1 us
