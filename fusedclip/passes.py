@@ -22,7 +22,7 @@ from ._extension import subnormals_count
 from .arguments import explain_no_gradients
 from .backends import Backend, Written, serving
 from .gradients import Gradients, Write, from_sweep, gather, refuse_shared
-from .norms import Clipped, ClipRule
+from .norms import Clipped, ClipRule, Rule
 from .torch_internals import increment_version
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def clip_list_(
 def clip_(
     grads: Gradients,
     p: float,
-    rule: ClipRule,
+    rule: Rule,
     *,
     error_if_nonfinite: bool = False,
     group: "ProcessGroup | None" = None,
@@ -74,8 +74,8 @@ def clip_(
     `multiplier` (0-d, on any device): the gradients are multiplied by it as well, in the same write pass; norm and rule
     are those of the product.
     """
-    engine = _fusing(grads, p, group, error_if_nonfinite) if not grads.repeated else None
-    if engine is None or grads.writes[0].places is not None:
+    engine = _fusing(grads, p, group, error_if_nonfinite)
+    if engine is None or not isinstance(rule, ClipRule) or grads.writes[0].places is not None:
         exact, coef = measure(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group, multiplier=multiplier)
         scale_(grads, coef, zero=rule.zero_nonfinite)
         return Clipped(rounded(exact, dtype or grads.dtype, finite=error_if_nonfinite), coef)
@@ -96,7 +96,7 @@ def _fusing(grads: Gradients, p: float, group: "ProcessGroup | None", error_if_n
 def measure(
     grads: Gradients,
     p: float,
-    rule: ClipRule,
+    rule: Rule,
     *,
     error_if_nonfinite: bool = False,
     group: "ProcessGroup | None" = None,
