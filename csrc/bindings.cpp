@@ -6,6 +6,7 @@
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "tensor_list.h"
+#include "torch_tensors.h"
 #ifdef FUSEDCLIP_WITH_CUDA
 #include "cuda/engine.h"
 #endif
@@ -22,10 +23,8 @@ auto unlocked(F f) {
 }
 
 #ifdef FUSEDCLIP_WITH_CUDA
-cuda::Work cuda_work(const TensorList& list) { return {list.segments, list.device.device_id, current_stream(list)}; }
+cuda::Work cuda_work(const TensorList& l) { return {l.segments, l.device.device_id, current_stream(l.device)}; }
 #endif
-
-double* as_doubles(uintptr_t address) { return reinterpret_cast<double*>(address); }
 
 // norms.ClipRule.
 ClipRule as_rule(PyObject* tuple) {
@@ -97,7 +96,8 @@ void use_instruction_set(const std::string& name) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "The compiled engines. Addresses are data_ptr() of contiguous fp64 tensors on the list's device.";
+  m.doc() =
+      "The compiled engines. Scalars and results are contiguous tensors on the list's device, fp64 but for norms.";
   m.attr("version") = FUSEDCLIP_VERSION;
   m.attr("has_threads") = cpu::kHasThreads;
   m.attr("cuda_architectures") = FUSEDCLIP_CUDA_ARCHITECTURES;  // empty: built without the CUDA half
@@ -109,6 +109,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("tensors", &TensorList::tensors)
       .def_readonly("repeated", &TensorList::repeated)
       .def_readonly("has_float64", &TensorList::has_float64)
+      .def_property_readonly("dtypes", &dtypes_of)
       .def("overlaps", &overlaps, py::arg("more"));
   py::class_<Gathered>(m, "Gathered")
       .def_readonly("lists", &Gathered::lists)
@@ -124,53 +125,90 @@ PYBIND11_MODULE(_C, m) {
       .def("__enter__", &cpu::TeamUnderflow::begin)
       .def("__exit__", [](cpu::TeamUnderflow& self, const py::args&) { self.end(); });
 
-  m.def("cpu_lift", [](const TensorList& l, double p, int threads, uintptr_t out) {
-    unlocked([&] { cpu::lift(work(l), p, threads, as_doubles(out)); });
-  });
+  using py::arg;
+  const auto keywords = py::kw_only();
+  m.def(
+      "cpu_lift",
+      [](const TensorList& l, double p, int threads, py::handle out) {
+        double* const lifted = doubles_of(out, l.device);
+        unlocked([&] { cpu::lift(work(l), p, threads, lifted); });
+      },
+      arg("list"), keywords, arg("p"), arg("threads"), arg("out"));
   m.add_object("cpu_clip_list", py::reinterpret_steal<py::object>(PyCFunction_New(&clip_list_definition, nullptr)));
-  m.def("cpu_clip", [](const TensorList& l, double p, const py::tuple& rule, uintptr_t multiplier, int threads) {
-    const ClipRule limit = as_rule(rule.ptr());
-    const auto r = unlocked([&] { return cpu::clip(work(l), p, limit, *as_doubles(multiplier), threads); });
-    return py::make_tuple(r.norm, r.coef);
-  });
-  m.def("cpu_scale", [](const TensorList& l, uintptr_t coefs, bool per_tensor, bool zero, int threads) {
-    return unlocked([&] { return cpu::scale(work(l), as_doubles(coefs), per_tensor, zero, threads); });
-  });
-  // Per segment, whether it was written; None if none was.
-  m.def("cpu_clamp", [](const TensorList& l, double bound, int threads) -> std::optional<std::vector<bool>> {
-    const std::vector<bool> written = unlocked([&] { return cpu::clamp(work(l), bound, threads); });
-    return written.empty() ? std::nullopt : std::optional(written);
-  });
+  m.def(
+      "cpu_clip",
+      [](const TensorList& l, double p, const py::tuple& rule, py::handle multiplier, int threads) {
+        const ClipRule limit = as_rule(rule.ptr());
+        const double factor = *doubles_of(multiplier, l.device);
+        const auto r = unlocked([&] { return cpu::clip(work(l), p, limit, factor, threads); });
+        return py::make_tuple(r.norm, r.coef);
+      },
+      arg("list"), keywords, arg("p"), arg("rule"), arg("multiplier"), arg("threads"));
+  m.def(
+      "cpu_scale",
+      [](const TensorList& l, py::handle coef, bool per_tensor, bool zero, int threads) {
+        const double* const coefs = doubles_of(coef, l.device);
+        return unlocked([&] { return cpu::scale(work(l), coefs, per_tensor, zero, threads); });
+      },
+      arg("list"), keywords, arg("coef"), arg("per_tensor"), arg("zero"), arg("threads"));
+  m.def(
+      "cpu_clamp",
+      [](const TensorList& l, double bound, int threads) -> std::optional<std::vector<bool>> {
+        const std::vector<bool> written = unlocked([&] { return cpu::clamp(work(l), bound, threads); });
+        return written.empty() ? std::nullopt : std::optional(written);
+      },
+      "Per segment, whether it was written; None if none was.", arg("list"), keywords, arg("bound"), arg("threads"));
 #ifdef FUSEDCLIP_WITH_CUDA
-  // On torch's current stream; none waits for the device. An address of 0 stands for "not given".
+  // On torch's current stream; none waits for the device.
   m.def("cuda_missing", &cuda::missing);
   m.def("cuda_scratch_doubles", [](const TensorList& l) { return cuda::scratch_doubles(cuda_work(l)); });
   m.def("cuda_fits_on_chip", [](const TensorList& l, double p) { return cuda::fits_on_chip(cuda_work(l), p); });
-  m.def("cuda_lift", [](const TensorList& l, double p, uintptr_t scratch, uintptr_t out) {
-    const cuda::Work work = cuda_work(l);
-    unlocked([&] { cuda::lift(work, p, as_doubles(scratch), as_doubles(out)); });
-  });
-  m.def("cuda_norm", [](const TensorList& l, double p, uintptr_t scratch, uintptr_t norm, bool norm_is_double) {
-    const cuda::Work work = cuda_work(l);
-    const cuda::Results results{reinterpret_cast<void*>(norm), norm_is_double, nullptr};
-    unlocked([&] { cuda::norm(work, p, as_doubles(scratch), results); });
-  });
-  m.def("cuda_clip", [](const TensorList& l, double p, double max_norm, uintptr_t max_norm_address,
-                        uintptr_t multiplier, double eps, bool zero_nonfinite, uintptr_t scratch, uintptr_t norm,
-                        bool norm_is_double, uintptr_t coef, int form) {
-    const cuda::Work work = cuda_work(l);
-    const cuda::Limits limits{{max_norm, eps, zero_nonfinite}, as_doubles(max_norm_address), as_doubles(multiplier)};
-    const cuda::Results results{reinterpret_cast<void*>(norm), norm_is_double, as_doubles(coef)};
-    unlocked([&] { cuda::clip(work, p, limits, as_doubles(scratch), results, static_cast<cuda::Form>(form)); });
-  });
-  m.def("cuda_scale", [](const TensorList& l, uintptr_t coefs, bool per_tensor, bool zero) {
-    const cuda::Work work = cuda_work(l);
-    unlocked([&] { cuda::scale(work, as_doubles(coefs), per_tensor, zero); });
-  });
-  m.def("cuda_clamp", [](const TensorList& l, double bound) {
-    const cuda::Work work = cuda_work(l);
-    unlocked([&] { cuda::clamp(work, bound); });
-  });
+  m.def(
+      "cuda_lift",
+      [](const TensorList& l, double p, py::handle scratch, py::handle out) {
+        const cuda::Work work = cuda_work(l);
+        double *const space = doubles_of(scratch, l.device), *const lifted = doubles_of(out, l.device);
+        unlocked([&] { cuda::lift(work, p, space, lifted); });
+      },
+      arg("list"), keywords, arg("p"), arg("scratch"), arg("out"));
+  m.def(
+      "cuda_norm",
+      [](const TensorList& l, double p, py::handle scratch, py::handle norm) {
+        const cuda::Work work = cuda_work(l);
+        const NormPlace place = norm_place_of(norm, l.device);
+        double* const space = doubles_of(scratch, l.device);
+        unlocked([&] { cuda::norm(work, p, space, {place.address, place.is_double, nullptr}); });
+      },
+      arg("list"), keywords, arg("p"), arg("scratch"), arg("norm"));
+  m.def(
+      "cuda_clip",
+      [](const TensorList& l, double p, const py::tuple& rule, py::handle max_norm, py::handle multiplier,
+         py::handle scratch, py::handle norm, py::handle coef, int form) {
+        const cuda::Work work = cuda_work(l);
+        const cuda::Limits limits{as_rule(rule.ptr()), doubles_of(max_norm, l.device),
+                                  doubles_of(multiplier, l.device)};
+        const NormPlace place = norm_place_of(norm, l.device);
+        const cuda::Results results{place.address, place.is_double, doubles_of(coef, l.device)};
+        double* const space = doubles_of(scratch, l.device);
+        unlocked([&] { cuda::clip(work, p, limits, space, results, static_cast<cuda::Form>(form)); });
+      },
+      "`max_norm`, if it is a tensor, replaces the rule's.", arg("list"), keywords, arg("p"), arg("rule"),
+      arg("max_norm"), arg("multiplier"), arg("scratch"), arg("norm"), arg("coef"), arg("form"));
+  m.def(
+      "cuda_scale",
+      [](const TensorList& l, py::handle coef, bool per_tensor, bool zero) {
+        const cuda::Work work = cuda_work(l);
+        const double* const coefs = doubles_of(coef, l.device);
+        unlocked([&] { cuda::scale(work, coefs, per_tensor, zero); });
+      },
+      arg("list"), keywords, arg("coef"), arg("per_tensor"), arg("zero"));
+  m.def(
+      "cuda_clamp",
+      [](const TensorList& l, double bound) {
+        const cuda::Work work = cuda_work(l);
+        unlocked([&] { cuda::clamp(work, bound); });
+      },
+      arg("list"), keywords, arg("bound"));
 #endif
 }
 

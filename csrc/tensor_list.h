@@ -1,8 +1,9 @@
-// Gradients -> flat segments: the one place that looks inside Python's tensors, through DLPack.
+// Gradients -> flat segments, a list per device.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -22,7 +23,7 @@ struct TensorList {
   // Segments that lie in the memory of an earlier one, of another parameter: they count, and are written with it.
   std::vector<int64_t> repeated;
   DLDevice device{kDLCPU, 0};
-  bool has_float64 = false;
+  bool has_float64 = false;  // among the gradients that were taken as they are
 
   int64_t size() const { return static_cast<int64_t>(segments.size()); }
 };
@@ -40,12 +41,6 @@ struct Gathered {
   }
 };
 
-// Remembers torch's tensor types and its exchange API. Called once, at import, before anything else here.
-void bind_torch(py::object tensor_type, py::object parameter_type);
-
-// Remembers the type that takes closer looks.
-void bind_survey(py::object survey_type);
-
 // The gradients of `items`: each item's attribute `attribute`, or the items themselves if none is named.
 //
 // What is not plain (exact type, supported dtype, dense) goes to a survey(attribute, p), made when it is first needed:
@@ -53,10 +48,10 @@ void bind_survey(py::object survey_type);
 // tensor to read in its stead; or raises. The survey knows why (fusedclip/gradients/survey.py).
 Gathered gather(const py::list& items, const py::object& attribute, const py::object& p);
 
+// Bit DType for each that a segment has.
+uint32_t dtypes_of(const TensorList& list);
+
 // Whether any two of its segments, or of these stretches of memory (address, bytes) beside them, share a byte.
 bool overlaps(const TensorList& list, const std::vector<std::pair<uintptr_t, int64_t>>& more);
-
-// The stream that torch is working on just now, on the list's device.
-void* current_stream(const TensorList& list);
 
 }  // namespace fusedclip

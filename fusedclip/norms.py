@@ -11,7 +11,7 @@ Nothing here makes the host wait for a device. `csrc/norm_ops.h` is the same pag
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +19,18 @@ from torch import Tensor
 EPS = 1e-6  # torch's, in torch/nn/utils/clip_grad.py
 
 
+class Rule(Protocol):
+    """How norms become coefficients: any function of fp64 norms, elementwise, on their device and without waiting."""
+
+    @property
+    def zero_nonfinite(self) -> bool:
+        """Whether a coefficient of 0 stores zeros, so that inf and NaN do not survive as NaN."""
+
+    def __call__(self, norm: Tensor) -> Tensor: ...
+
+
 class ClipRule(NamedTuple):
-    """How a norm becomes a coefficient."""
+    """A limit: the rule that engines know how to fuse."""
 
     max_norm: float | Tensor  # inf measures: the coefficient is 1 whatever the norm
     zero_nonfinite: bool = False  # a norm that is not finite asks for zeros instead of spreading
@@ -97,7 +107,7 @@ def coefficient(norm: Tensor, rule: ClipRule) -> Tensor:
     return torch.where(limit == math.inf, 1.0, _coefficient(norm, limit, rule))
 
 
-def clipped(norm: Tensor, p: float, rule: ClipRule, multiplier: Tensor | None = None) -> Clipped:
+def clipped(norm: Tensor, p: float, rule: Rule, multiplier: Tensor | None = None) -> Clipped:
     """The norm and the coefficient that clips to the rule.
 
     With a multiplier (an inverse loss scale), they are the norm of gradients yet to be multiplied by it, and the

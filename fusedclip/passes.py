@@ -22,14 +22,11 @@ from ._extension import subnormals_count
 from .arguments import explain_no_gradients
 from .backends import Backend, Written, serving
 from .gradients import Gradients, Write, from_sweep, gather, refuse_shared
-from .norms import Clipped, ClipRule
+from .norms import Clipped, ClipRule, Rule
 from .torch_internals import increment_version
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-# What an engine does to one batch of what is written, whose first tensor has this place.
-Writing = Callable[[Backend, Write, int], Written]
 
 
 def clip_list_(
@@ -65,7 +62,7 @@ def clip_list_(
 def clip_(
     grads: Gradients,
     p: float,
-    rule: ClipRule,
+    rule: Rule,
     *,
     error_if_nonfinite: bool = False,
     group: "ProcessGroup | None" = None,
@@ -77,34 +74,29 @@ def clip_(
     `multiplier` (0-d, on any device): the gradients are multiplied by it as well, in the same write pass; norm and rule
     are those of the product.
     """
-    if group is None and not error_if_nonfinite and len(grads.reads) == 1 and grads.writes[0].places is None:
-        engine = serving(grads.reads[0])
-        if engine.fuses(p):
-            return _clip_in_one(grads, engine, p, rule, multiplier, dtype or grads.dtype)
-    exact, coef = measure(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group, multiplier=multiplier)
-    scale_(grads, coef, zero=rule.zero_nonfinite)
-    return Clipped(rounded(exact, dtype or grads.dtype, finite=error_if_nonfinite), coef)
+    engine = _fusing(grads, p, group, error_if_nonfinite)
+    if engine is None or not isinstance(rule, ClipRule) or grads.writes[0].places is not None:
+        exact, coef = measure(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group, multiplier=multiplier)
+        scale_(grads, coef, zero=rule.zero_nonfinite)
+        return Clipped(rounded(exact, dtype or grads.dtype, finite=error_if_nonfinite), coef)
+    there = None if multiplier is None else multiplier.to(grads.device)
+    with _Writing(grads, 0) as writing:
+        clipped, writing.written = engine.clip_(writing.write.batch, p, rule, dtype or grads.dtype, multiplier=there)
+    return clipped
 
 
-def _clip_in_one(
-    grads: Gradients, engine: Backend, p: float, rule: ClipRule, multiplier: Tensor | None, dtype: torch.dtype
-) -> Clipped:
-    clipped: list[Clipped] = []
-
-    def write(engine: Backend, write: Write, first: int) -> Written:
-        there = None if multiplier is None else multiplier.to(write.batch.device)
-        found, written = engine.clip_(write.batch, p, rule, dtype, multiplier=there)
-        clipped.append(found)
-        return written
-
-    _write_one(grads, engine, grads.writes[0], 0, write)
-    return clipped[0]
+def _fusing(grads: Gradients, p: float, group: "ProcessGroup | None", error_if_nonfinite: bool) -> Backend | None:
+    """The engine that does all of it at once, if there is one and nothing stands between the two passes."""
+    if group is not None or error_if_nonfinite or len(grads.reads) != 1:
+        return None
+    engine = serving(grads.reads[0])
+    return engine if engine.fuses(p) else None
 
 
 def measure(
     grads: Gradients,
     p: float,
-    rule: ClipRule,
+    rule: Rule,
     *,
     error_if_nonfinite: bool = False,
     group: "ProcessGroup | None" = None,
@@ -120,10 +112,9 @@ def norm(grads: Gradients, p: float, *, error_if_nonfinite: bool, group: "Proces
     """The norm of all gradients, in the dtype of results. Waits for the device only if `error_if_nonfinite`."""
     if not grads.reads and group is None:
         return _nothing()
-    if len(grads.reads) == 1 and group is None and not error_if_nonfinite:
-        engine = serving(grads.reads[0])
-        if engine.fuses(p):
-            return engine.norm(grads.reads[0], p, grads.dtype)
+    engine = _fusing(grads, p, group, error_if_nonfinite)
+    if engine is not None:
+        return engine.norm(grads.reads[0], p, grads.dtype)
     return as_result(_exact_norm(grads, p, error_if_nonfinite, group), grads, finite=error_if_nonfinite)
 
 
@@ -187,7 +178,7 @@ def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False, checked: bool 
     if coef.dim() and not checked:
         refuse_shared(grads)
 
-    def write(engine: Backend, write: Write, first: int) -> Written:
+    def scale(engine: Backend, write: Write, first: int) -> Written:
         part = coef
         if coef.dim():
             part = coef[first : first + write.read_count]
@@ -195,7 +186,7 @@ def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False, checked: bool 
                 part = part[_index(write.places, part.device)]
         return engine.scale_(write.batch, part.to(write.batch.device), zero=zero)
 
-    _write_all(grads, write)
+    _write_all(grads, scale)
 
 
 def clamp_(grads: Gradients, bound: float) -> None:
@@ -203,41 +194,48 @@ def clamp_(grads: Gradients, bound: float) -> None:
     _write_all(grads, lambda engine, write, first: engine.clamp_(write.batch, bound))
 
 
-def _write_all(grads: Gradients, writing: Writing) -> None:
+def _write_all(grads: Gradients, call: Callable[[Backend, Write, int], Written]) -> None:
     """To every batch, even if an interrupt arrives on the way: half of a list is never written."""
     engines = [serving(write.batch) for write in grads.writes]
     interrupted: KeyboardInterrupt | None = None
-    for engine, write, first in zip(engines, grads.writes, grads.first_places(), strict=True):
+    for number, engine in enumerate(engines):
         try:
-            _write_one(grads, engine, write, first, writing)
+            with _Writing(grads, number) as writing:
+                writing.written = call(engine, writing.write, writing.first)
         except KeyboardInterrupt as interrupt:
             interrupted = interrupt
     if interrupted is not None:
         raise interrupted
 
 
-def _write_one(grads: Gradients, engine: Backend, write: Write, first: int, writing: Writing) -> None:
-    written: Written = True  # for all that is known when an interrupt comes between the engine and its answer
-    try:
-        written = writing(engine, write, first)
-    except (RuntimeError, TypeError, ValueError, MemoryError):  # the engine's own
-        written = False
-        raise
-    finally:
-        if written:
-            grads.is_written = True
-            _tell_autograd(grads, write, written)
-            grads.bring_home(write, first, written)
+class _Writing:
+    """While an engine writes one batch. At its end, an interrupt's too, autograd knows and stand-ins are home."""
 
+    __slots__ = ("first", "grads", "write", "written")
+    written: Written
 
-def _tell_autograd(grads: Gradients, write: Write, written: Written) -> None:
-    """Writes through a raw pointer don't bump the version counters by themselves."""
-    tensors = write.batch.tensors
-    if not isinstance(written, bool):
-        tensors = [tensor for tensor, changed in zip(tensors, written, strict=True) if changed]
-    increment_version(tensors)
-    if grads.repeated:  # whichever of them lies in what was written
-        increment_version([tensor for place, tensor in enumerate(grads.tensors()) if place in grads.repeated])
+    def __init__(self, grads: Gradients, number: int) -> None:
+        self.grads, self.write = grads, grads.writes[number]
+        self.first = sum(write.read_count for write in grads.writes[:number])  # the place of its first tensor
+        self.written = True  # for all that is known when an interrupt comes between the engine and its answer
+
+    def __enter__(self) -> "_Writing":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        is_engines_own = kind is not None and issubclass(kind, RuntimeError | TypeError | ValueError | MemoryError)
+        if self.written and not is_engines_own:
+            self.grads.is_written = True
+            self._tell_autograd()
+            self.grads.bring_home(self.write, self.first, self.written)
+
+    def _tell_autograd(self) -> None:
+        tensors = self.write.batch.tensors
+        if not isinstance(self.written, bool):
+            tensors = [tensor for tensor, changed in zip(tensors, self.written, strict=True) if changed]
+        increment_version(tensors)
+        if self.grads.repeated:  # whichever of them lies in what was written
+            increment_version([t for place, t in enumerate(self.grads.tensors()) if place in self.grads.repeated])
 
 
 def spread(values: Tensor, grads: Gradients) -> Tensor:

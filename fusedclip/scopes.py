@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import norms, passes
 from .gradients import Gradients, refuse_shared
-from .norms import Clipped, ClipRule
+from .norms import Clipped, Rule
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -19,7 +19,7 @@ class Scope(NamedTuple):
     """Some entries of a list, and the rule for their norm."""
 
     entries: Sequence[int]
-    rule: ClipRule
+    rule: Rule
 
 
 def measure_scopes(

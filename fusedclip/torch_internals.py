@@ -11,6 +11,17 @@
                                                               may end before it has told of a write
     the closures of torch.nn.utils.clip_grad                  patch_torch() raises RuntimeError
 
+and, where they are used (gradients/layouts.py, amp.py, optim/):
+
+    Tensor._values, ._indices                                 AttributeError for sparse gradients
+    torch._C._disabled_torch_dispatch_impl,                   AttributeError for gradients of a subclass
+        .DisableTorchFunctionSubclass
+    GradScaler._check_scale_growth_tracker,                   amp cannot be imported, or raises AttributeError
+        ._per_optimizer_states, grad_scaler.OptState
+    Optimizer._optimizer_step_pre_hooks                       clip_on_step refuses the optimizer
+    optimizer.grad_scale, .found_inf of fused optimizers      nothing divides the gradients that were left to them: the
+                                                              tests of each would see it
+
 All of them are in torch 2.10 and in 2.13.
 """
 

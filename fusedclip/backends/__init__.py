@@ -15,6 +15,7 @@ import torch
 
 from ..dtypes import FLOATING
 from ..gradients import Batch
+from ..torch_internals import user_stacklevel
 from .base import Backend, Written
 from .cpu import Cpu
 from .cuda import Cuda
@@ -28,7 +29,7 @@ _BY_NAME = {backend.name: backend for backend in ORDER}
 # The engine that a device's gradients are meant for. torch calls ROCm's devices cuda, too.
 _HOME = {"cpu": "cpu", "cuda": "cuda" if torch.version.hip is None else "triton", "xpu": "triton"}
 _forced: ContextVar[Backend | None] = ContextVar("fusedclip_backend", default=None)
-_chosen: dict[torch.device, Backend] = {}  # what was picked for a device, for gradients of the four floating dtypes
+_chosen: dict[tuple[torch.device, frozenset[torch.dtype]], Backend] = {}  # what was picked for such gradients
 
 
 def available() -> tuple[str, ...]:
@@ -78,15 +79,20 @@ def for_lists() -> Backend | None:
 
 def serving(batch: Batch) -> Backend:
     """The engine for a batch. Raises RuntimeError if a forced one refuses it, or none serves it."""
-    forced = _forced.get() or _from_environment()
+    forced, kind = _forced.get() or _from_environment(), (batch.device, batch.dtypes)
     if forced is not None:
-        refusal = forced.refuses(batch.device, FLOATING)
+        refusal = _refusal(forced, *kind)
         if refusal is not None:
             raise RuntimeError(f"the backend {forced.name!r} is forced and does not serve these gradients: {refusal}")
         return forced
-    if batch.device not in _chosen:
-        _chosen[batch.device] = _choose(batch)
-    return _chosen[batch.device]
+    if kind not in _chosen:
+        _chosen[kind] = _choose(*kind)
+    return _chosen[kind]
+
+
+@cache
+def _refusal(backend: Backend, device: torch.device, dtypes: frozenset[torch.dtype]) -> str | None:
+    return backend.missing() or backend.refuses(device, dtypes)
 
 
 @cache
@@ -95,27 +101,25 @@ def _unforced_for_lists() -> Backend | None:
     return engine if engine.takes_lists and engine.missing() is None else None
 
 
-def _choose(batch: Batch) -> Backend:
-    backend = _first_serving(batch.device, FLOATING)
+def _choose(device: torch.device, dtypes: frozenset[torch.dtype]) -> Backend:
+    backend = _first_serving(device, dtypes)
     if backend is None:
-        reasons = "; ".join(f"{b.name}: {b.missing() or b.refuses(batch.device, FLOATING)}" for b in ORDER)
-        raise RuntimeError(f"no engine serves gradients on {batch.device}: {reasons}")
-    home = _HOME.get(batch.device.type)
+        reasons = "; ".join(f"{b.name}: {_refusal(b, device, dtypes)}" for b in ORDER)
+        raise RuntimeError(f"no engine serves gradients on {device}: {reasons}")
+    home = _HOME.get(device.type)
     if home is not None and home != backend.name:
         name = f"slow {backend.name}" if backend.name == "reference" else backend.name
-        reason = _BY_NAME[home].missing() or _BY_NAME[home].refuses(batch.device, FLOATING)
         warnings.warn(
-            f"fusedclip: the {name} engine serves gradients on {batch.device}, because the {home} engine is not "
-            f"available: {reason}. FUSEDCLIP_BACKEND={backend.name} says that this is wanted.",
-            stacklevel=5,
+            f"fusedclip: the {name} engine serves gradients on {device}, because the {home} engine is not "
+            f"available: {_refusal(_BY_NAME[home], device, dtypes)}. FUSEDCLIP_BACKEND={backend.name} says that this "
+            "is wanted.",
+            stacklevel=user_stacklevel(),
         )
     return backend
 
 
 def _first_serving(device: torch.device, dtypes: frozenset[torch.dtype]) -> Backend | None:
-    return next(
-        (b for b in ORDER if b.missing() is None and b.refuses(device, dtypes) is None and b.volunteers(device)), None
-    )
+    return next((b for b in ORDER if _refusal(b, device, dtypes) is None and b.volunteers(device)), None)
 
 
 def _named(name: str, where: str) -> Backend:

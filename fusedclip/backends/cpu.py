@@ -33,16 +33,17 @@ class Cpu(Backend):
 
     def lift(self, batch: Batch, p: float) -> Tensor:
         out = torch.empty(len(batch.tensors), dtype=torch.float64, device="cpu")
-        _C.cpu_lift(batch.table, p, torch.get_num_threads(), out.data_ptr())
+        _C.cpu_lift(batch.table, p=p, threads=torch.get_num_threads(), out=out)
         return out
 
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
-        coef = coef.contiguous()
-        written: bool = _C.cpu_scale(batch.table, coef.data_ptr(), coef.dim() == 1, zero, torch.get_num_threads())
+        written: bool = _C.cpu_scale(
+            batch.table, coef=coef.contiguous(), per_tensor=coef.dim() == 1, zero=zero, threads=torch.get_num_threads()
+        )
         return (coef != 1).tolist() if written and coef.dim() else written
 
     def clamp_(self, batch: Batch, bound: float) -> Written:
-        return _C.cpu_clamp(batch.table, bound, torch.get_num_threads()) or False
+        return _C.cpu_clamp(batch.table, bound=bound, threads=torch.get_num_threads()) or False
 
     def fuses(self, p: float) -> bool:
         return True
@@ -54,8 +55,9 @@ class Cpu(Backend):
         self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
     ) -> tuple[Clipped, Written]:
         factor = _ONE if multiplier is None else multiplier.double()
-        rule = rule._replace(max_norm=float(rule.max_norm))  # waits, if it is on a device
-        norm, coef = _C.cpu_clip(batch.table, p, rule, factor.data_ptr(), torch.get_num_threads())
+        if isinstance(rule.max_norm, Tensor):
+            rule = rule._replace(max_norm=rule.max_norm.item())  # waits, if it is on a device
+        norm, coef = _C.cpu_clip(batch.table, p=p, rule=rule, multiplier=factor, threads=torch.get_num_threads())
         if coef == 1:
             return Clipped(_scalar(norm, dtype), _ONE), False  # making a tensor costs 1 us
         return Clipped(_scalar(norm, dtype), _scalar(coef, torch.float64)), True

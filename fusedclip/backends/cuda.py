@@ -1,5 +1,6 @@
 """The CUDA engine: `csrc/cuda`, on torch's current stream and from torch's memory. Never waits for the device."""
 
+import math
 import re
 from collections.abc import Set
 
@@ -45,17 +46,15 @@ class Cuda(Backend):
 
     def lift(self, batch: Batch, p: float) -> Tensor:
         out = torch.empty(len(batch.tensors), dtype=torch.float64, device=batch.device)
-        scratch = _scratch(batch)
-        _C.cuda_lift(batch.table, p, scratch.data_ptr(), out.data_ptr())
+        _C.cuda_lift(batch.table, p=p, scratch=_scratch(batch), out=out)
         return out
 
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
-        coef = coef.contiguous()
-        _C.cuda_scale(batch.table, coef.data_ptr(), coef.dim() == 1, zero)
+        _C.cuda_scale(batch.table, coef=coef.contiguous(), per_tensor=coef.dim() == 1, zero=zero)
         return True  # whether the coefficient was 1, only the device knows
 
     def clamp_(self, batch: Batch, bound: float) -> Written:
-        _C.cuda_clamp(batch.table, bound)
+        _C.cuda_clamp(batch.table, bound=bound)
         return True
 
     def fuses(self, p: float) -> bool:
@@ -63,31 +62,25 @@ class Cuda(Backend):
 
     def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
         norm = torch.empty((), dtype=dtype, device=batch.device)
-        scratch = _scratch(batch)
-        _C.cuda_norm(batch.table, p, scratch.data_ptr(), norm.data_ptr(), dtype == torch.float64)
+        _C.cuda_norm(batch.table, p=p, scratch=_scratch(batch), norm=norm)
         return norm
 
     def clip_(
         self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
     ) -> tuple[Clipped, Written]:
         limit = _on_device(rule.max_norm, batch)
-        factor = _on_device(multiplier, batch)
-        scratch = _scratch(batch)
         norm = torch.empty((), dtype=dtype, device=batch.device)
         coef = torch.empty((), dtype=torch.float64, device=batch.device)
         _C.cuda_clip(
             batch.table,
-            p,
-            rule.max_norm if limit is None else 0.0,
-            0 if limit is None else limit.data_ptr(),
-            0 if factor is None else factor.data_ptr(),
-            rule.eps,
-            rule.zero_nonfinite,
-            scratch.data_ptr(),
-            norm.data_ptr(),
-            dtype == torch.float64,
-            coef.data_ptr(),
-            self.form if self.form != AUTO or not _has_peers() else TWO_LAUNCHES,
+            p=p,
+            rule=rule if limit is None else rule._replace(max_norm=math.inf),
+            max_norm=limit,
+            multiplier=_on_device(multiplier, batch),
+            scratch=_scratch(batch),
+            norm=norm,
+            coef=coef,
+            form=self.form if self.form != AUTO or not _has_peers() else TWO_LAUNCHES,
         )
         return Clipped(norm, coef), True
 
@@ -102,7 +95,7 @@ def _has_peers() -> bool:
 
 
 def _scratch(batch: Batch) -> Tensor:
-    """Memory for the calls' partial results, to be held until the call has returned."""
+    """Memory for a call's partial results."""
     return torch.empty(_C.cuda_scratch_doubles(batch.table), dtype=torch.float64, device=batch.device)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension
+from ..dtypes import of_bits
 
 
 @dataclass(slots=True, eq=False)
@@ -16,6 +17,13 @@ class Batch:
     tensors: list[Tensor]
     device: torch.device
     _table: Any = None
+
+    @property
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """That its tensors have."""
+        if self._table is not None:
+            return of_bits(self._table.dtypes)
+        return frozenset(tensor.dtype for tensor in self.tensors)
 
     @property
     def table(self) -> Any:

@@ -1,0 +1,104 @@
+// Python's tensors, through DLPack: the one place that looks inside them.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+#include "dlpack.h"
+#include "segment.h"
+
+// What looks at every gradient of a list is one piece of code: called one by one, its parts cost 5 ns more per tensor.
+#define FUSEDCLIP_INLINE __attribute__((always_inline)) inline
+
+namespace fusedclip {
+
+namespace py = pybind11;
+
+struct Torch {
+  PyTypeObject* tensor = nullptr;
+  PyTypeObject* parameter = nullptr;
+  PyObject* survey = nullptr;
+  const DLPackExchangeAPI* dlpack = nullptr;
+};
+extern Torch torch;
+
+// Remembers torch's tensor types and its exchange API. Called once, at import, before anything else here.
+void bind_torch(py::object tensor_type, py::object parameter_type);
+
+// Remembers the type that takes closer looks.
+void bind_survey(py::object survey_type);
+
+// The stream that torch is working on just now, on this device.
+void* current_stream(const DLDevice& device);
+
+inline bool is_plain(PyObject* object) {
+  // Subclasses and wrappers may keep their data elsewhere, and the exchange API doesn't say: exact types only.
+  return Py_TYPE(object) == torch.tensor || Py_TYPE(object) == torch.parameter;
+}
+
+// The pending exception only means that this gradient needs a closer look; any other (an interrupt, say) goes on.
+inline void forgive(PyObject* kind) {
+  if (!PyErr_ExceptionMatches(kind)) throw py::error_already_set();
+  PyErr_Clear();
+}
+
+inline std::optional<DType> dtype_of(DLDataType type) {
+  if (type.lanes != 1) return std::nullopt;
+  if (type.code == kDLFloat && type.bits == 32) return DType::kFloat32;
+  if (type.code == kDLFloat && type.bits == 64) return DType::kFloat64;
+  if (type.code == kDLFloat && type.bits == 16) return DType::kFloat16;
+  if (type.code == kDLBfloat && type.bits == 16) return DType::kBFloat16;
+  return std::nullopt;
+}
+
+inline int64_t count_of(const DLTensor& t) {
+  int64_t count = 1;
+  for (int d = 0; d < t.ndim; ++d) count *= t.shape[d];
+  return count;
+}
+
+// The elements fill one stretch of memory in row-major order.
+FUSEDCLIP_INLINE bool is_contiguous(const DLTensor& t) {
+  if (!t.strides) return true;
+  int64_t expected = 1;
+  for (int d = t.ndim - 1; d >= 0; --d) {
+    if (t.shape[d] == 1) continue;
+    if (t.strides[d] != expected) return false;
+    expected *= t.shape[d];
+  }
+  return true;
+}
+
+// The elements fill one stretch of memory in some order of the dimensions (channels-last, transposed).
+bool is_dense(const DLTensor& t);
+
+// A tensor of an exact type, as DLPack has it.
+FUSEDCLIP_INLINE bool read_tensor(PyObject* tensor, DLTensor& t) {
+  if (torch.dlpack->dltensor_from_py_object_no_sync(tensor, &t) == 0) return true;
+  return forgive(PyExc_Exception), false;
+}
+
+// Its flat memory, or nothing if it is not plain.
+FUSEDCLIP_INLINE std::optional<Segment> segment_of(const DLTensor& t) {
+  const std::optional<DType> dtype = dtype_of(t.dtype);
+  const int64_t count = count_of(t);
+  if (!dtype || (count > 0 && (!t.data || !(is_contiguous(t) || is_dense(t))))) return std::nullopt;
+  return Segment{static_cast<char*>(t.data) + t.byte_offset, count, *dtype};
+}
+
+inline bool is_same(const DLDevice& a, const DLDevice& b) {
+  return a.device_type == b.device_type && a.device_id == b.device_id;
+}
+
+// The memory of a contiguous fp64 tensor on this device; null for None. For scalars and results, not for gradients.
+double* doubles_of(py::handle tensor, const DLDevice& device);
+
+// Where a norm is to be stored: one float or double.
+struct NormPlace {
+  void* address;
+  bool is_double;
+};
+NormPlace norm_place_of(py::handle tensor, const DLDevice& device);
+
+}  // namespace fusedclip
