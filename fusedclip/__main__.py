@@ -1,10 +1,15 @@
-"""`python -m fusedclip`: what is on this machine, which engine serves what, and why not the others. Always prints."""
+"""`python -m fusedclip`: what is on this machine, which engine serves what, and why not the others. Always prints.
 
+`python -m fusedclip check` prints that and runs every engine against the reference; see `check.py`.
+"""
+
+import argparse
 import platform
+import sys
 
 import torch
 
-from . import __version__, _extension, backends
+from . import __version__, _extension, backends, check
 
 
 def _extension_line() -> str:
@@ -22,7 +27,7 @@ def _devices() -> str:
     return ", ".join(names)
 
 
-def main() -> None:
+def describe() -> None:
     python = f"Python {platform.python_version()} on {platform.machine()}"
     print(f"fusedclip  {__version__}, torch {torch.__version__}, {python}")
     print(f"extension  {_extension_line()}")
@@ -31,5 +36,13 @@ def main() -> None:
     print("  " + backends.explain().replace("\n", "\n  "))
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m fusedclip", description="What is here, and which engine serves what.")
+    parser.add_argument("command", nargs="?", choices=["check"], help="compare every engine with the reference as well")
+    command = parser.parse_args().command
+    describe()
+    return check.main() if command == "check" else 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
