@@ -108,6 +108,7 @@ PYBIND11_MODULE(_C, m) {
       .def("__len__", &TensorList::size)
       .def_readonly("tensors", &TensorList::tensors)
       .def_readonly("repeated", &TensorList::repeated)
+      .def_readonly("writes", &TensorList::writes)
       .def_readonly("has_float64", &TensorList::has_float64)
       .def_property_readonly("dtypes", &dtypes_of)
       .def("overlaps", &overlaps, py::arg("more"));
@@ -137,24 +138,28 @@ PYBIND11_MODULE(_C, m) {
   m.add_object("cpu_clip_list", py::reinterpret_steal<py::object>(PyCFunction_New(&clip_list_definition, nullptr)));
   m.def(
       "cpu_clip",
-      [](const TensorList& l, double p, const py::tuple& rule, py::handle multiplier, int threads) {
+      [](TensorList& l, double p, const py::tuple& rule, py::handle multiplier, int threads) {
         const ClipRule limit = as_rule(rule.ptr());
         const double factor = *doubles_of(multiplier, l.device);
         const auto r = unlocked([&] { return cpu::clip(work(l), p, limit, factor, threads); });
+        l.writes += r.coef != 1;
         return py::make_tuple(r.norm, r.coef);
       },
       arg("list"), keywords, arg("p"), arg("rule"), arg("multiplier"), arg("threads"));
   m.def(
       "cpu_scale",
-      [](const TensorList& l, py::handle coef, bool per_tensor, bool zero, int threads) {
+      [](TensorList& l, py::handle coef, bool per_tensor, bool zero, int threads) {
         const double* const coefs = doubles_of(coef, l.device);
-        return unlocked([&] { return cpu::scale(work(l), coefs, per_tensor, zero, threads); });
+        const bool wrote = unlocked([&] { return cpu::scale(work(l), coefs, per_tensor, zero, threads); });
+        l.writes += wrote;
+        return wrote;
       },
       arg("list"), keywords, arg("coef"), arg("per_tensor"), arg("zero"), arg("threads"));
   m.def(
       "cpu_clamp",
-      [](const TensorList& l, double bound, int threads) -> std::optional<std::vector<bool>> {
+      [](TensorList& l, double bound, int threads) -> std::optional<std::vector<bool>> {
         const std::vector<bool> written = unlocked([&] { return cpu::clamp(work(l), bound, threads); });
+        l.writes += !written.empty();
         return written.empty() ? std::nullopt : std::optional(written);
       },
       "Per segment, whether it was written; None if none was.", arg("list"), keywords, arg("bound"), arg("threads"));
@@ -182,8 +187,8 @@ PYBIND11_MODULE(_C, m) {
       arg("list"), keywords, arg("p"), arg("scratch"), arg("norm"));
   m.def(
       "cuda_clip",
-      [](const TensorList& l, double p, const py::tuple& rule, py::handle max_norm, py::handle multiplier,
-         py::handle scratch, py::handle norm, py::handle coef, int form) {
+      [](TensorList& l, double p, const py::tuple& rule, py::handle max_norm, py::handle multiplier, py::handle scratch,
+         py::handle norm, py::handle coef, int form) {
         const cuda::Work work = cuda_work(l);
         const cuda::Limits limits{as_rule(rule.ptr()), doubles_of(max_norm, l.device),
                                   doubles_of(multiplier, l.device)};
@@ -191,22 +196,25 @@ PYBIND11_MODULE(_C, m) {
         const cuda::Results results{place.address, place.is_double, doubles_of(coef, l.device)};
         double* const space = doubles_of(scratch, l.device);
         unlocked([&] { cuda::clip(work, p, limits, space, results, static_cast<cuda::Form>(form)); });
+        ++l.writes;
       },
       "`max_norm`, if it is a tensor, replaces the rule's.", arg("list"), keywords, arg("p"), arg("rule"),
       arg("max_norm"), arg("multiplier"), arg("scratch"), arg("norm"), arg("coef"), arg("form"));
   m.def(
       "cuda_scale",
-      [](const TensorList& l, py::handle coef, bool per_tensor, bool zero) {
+      [](TensorList& l, py::handle coef, bool per_tensor, bool zero) {
         const cuda::Work work = cuda_work(l);
         const double* const coefs = doubles_of(coef, l.device);
         unlocked([&] { cuda::scale(work, coefs, per_tensor, zero); });
+        ++l.writes;
       },
       arg("list"), keywords, arg("coef"), arg("per_tensor"), arg("zero"));
   m.def(
       "cuda_clamp",
-      [](const TensorList& l, double bound) {
+      [](TensorList& l, double bound) {
         const cuda::Work work = cuda_work(l);
         unlocked([&] { cuda::clamp(work, bound); });
+        ++l.writes;
       },
       arg("list"), keywords, arg("bound"));
 #endif

@@ -116,14 +116,15 @@ class DeviceList {
   }
 
   // What makes two gradients in the memory of segment `first` the same one: an object, or a parameter's memory.
-  using Key = std::tuple<int64_t, const void*, int64_t, int>;
+  using Key = std::tuple<int64_t, const void*, int64_t, uint64_t>;
   std::optional<Key> owner_key(int64_t first, size_t item) const {
     PyObject* const owner = PyList_GET_ITEM(items_.ptr(), item);
     DLTensor t;
-    if (!owned_ || !is_plain(owner) || !read_tensor(owner, t)) return std::nullopt;
-    const std::optional<Segment> memory = segment_of(t);
-    if (!memory || memory->count == 0) return std::nullopt;
-    return Key{first, memory->data, memory->count, static_cast<int>(memory->dtype)};
+    if (!owned_ || !read_tensor(owner, t) || !t.data || count_of(t) == 0) return std::nullopt;
+    uint64_t layout = t.dtype.bits;  // of any dtype and layout: only equality matters
+    if (!is_contiguous(t))
+      for (int d = 0; d < t.ndim; ++d) layout = mix(mix(layout ^ t.shape[d]) ^ t.strides[d]);
+    return Key{first, start_of(t), count_of(t), layout};
   }
 
   // The segment that this gradient is counted with, which is `next` if none is.
@@ -139,9 +140,11 @@ class DeviceList {
       if (const auto tied = twins_.find(*by_owner); tied != twins_.end()) twin = tied->second;
     twins_.emplace(by_object, twin);
     if (by_owner) twins_.emplace(*by_owner, twin);
+    if (twin != next) kept_.push_back(py::reinterpret_borrow<py::object>(gradient));
     return twin;
   }
 
+  std::vector<py::object> kept_;  // twins: no other object may get the address of one meanwhile
   const py::list& items_;
   const bool owned_;
   uintptr_t lowest_ = UINTPTR_MAX, highest_ = 0;  // what is known of all segments without remembering each

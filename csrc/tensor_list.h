@@ -23,6 +23,7 @@ struct TensorList {
   // Segments that lie in the memory of an earlier one, of another parameter: they count, and are written with it.
   std::vector<int64_t> repeated;
   DLDevice device{kDLCPU, 0};
+  int64_t writes = 0;        // how often an engine has written to them, so that an interrupt cannot hide it
   bool has_float64 = false;  // among the gradients that were taken as they are
 
   int64_t size() const { return static_cast<int64_t>(segments.size()); }

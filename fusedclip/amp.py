@@ -93,7 +93,7 @@ def unscale_and_clip_grad_norm_(
         ).norm
     finally:
         if exact is not None or grads.is_written:  # an interrupt after the write must not have them unscaled twice
-            _note_unscaled(state, grads, p, exact, inverse.device, group)
+            passes.insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, group))
     return passes.as_result(exact, grads)
 
 

@@ -65,7 +65,8 @@ def clip_grad_norm_(
         error_if_nonfinite: raise if the norm is NaN or inf. Waits for the device.
         foreach: accepted for compatibility; every engine takes all gradients at once.
         on_nonfinite: with a norm of NaN or inf, "propagate" does what the formula says (NaN everywhere; inf turns inf
-            into NaN and the rest into 0), "zero" stores zeros. Neither waits for the device.
+            into NaN and the rest into 0), "zero" stores zeros, as it does for a `max_norm` of 0. Neither waits for the
+            device.
         group: a process group whose ranks hold different gradients of one model (pipeline stages, hand-made shards):
             the norm is taken over all of them. Every rank must call, and none may raise on its way (a bad gradient on
             one rank leaves the others waiting for it). One all-reduce of at most two numbers.
@@ -90,7 +91,7 @@ def clip_grad_norm_(
     if group is not None:
         check_group(group)
     items = parameter_list(parameters, grad_attr)
-    rule = constant_rule(limit, zero) if type(limit) is float else ClipRule(limit, zero)
+    rule = constant_rule(limit + 0.0, zero) if type(limit) is float else ClipRule(limit, zero)
     return passes.clip_list_(items, grad_attr, p, rule, error_if_nonfinite, group)
 
 

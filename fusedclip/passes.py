@@ -80,7 +80,7 @@ def clip_(
         scale_(grads, coef, zero=rule.zero_nonfinite)
         return Clipped(rounded(exact, dtype or grads.dtype, finite=error_if_nonfinite), coef)
     there = None if multiplier is None else multiplier.to(grads.device)
-    with _Writing(grads, 0) as writing:
+    with _Writing(grads, 0, engine) as writing:
         clipped, writing.written = engine.clip_(writing.write.batch, p, rule, dtype or grads.dtype, multiplier=there)
     return clipped
 
@@ -198,12 +198,17 @@ def _write_all(grads: Gradients, call: Callable[[Backend, Write, int], Written])
     """To every batch, even if an interrupt arrives on the way: half of a list is never written."""
     engines = [serving(write.batch) for write in grads.writes]
     interrupted: KeyboardInterrupt | None = None
-    for number, engine in enumerate(engines):
+    done = 0
+    while done < len(engines):
+        writing = _Writing(grads, done, engines[done])
         try:
-            with _Writing(grads, number) as writing:
-                writing.written = call(engine, writing.write, writing.first)
+            with writing:
+                writing.written = call(engines[done], writing.write, writing.first)
         except KeyboardInterrupt as interrupt:
             interrupted = interrupt
+            if not writing.written and done == 0:
+                break  # nothing at all has been written
+        done += bool(writing.written) or interrupted is None
     if interrupted is not None:
         raise interrupted
 
@@ -211,31 +216,51 @@ def _write_all(grads: Gradients, call: Callable[[Backend, Write, int], Written])
 class _Writing:
     """While an engine writes one batch. At its end, an interrupt's too, autograd knows and stand-ins are home."""
 
-    __slots__ = ("first", "grads", "write", "written")
+    __slots__ = ("before", "engine", "first", "grads", "write", "written")
     written: Written
 
-    def __init__(self, grads: Gradients, number: int) -> None:
-        self.grads, self.write = grads, grads.writes[number]
+    def __init__(self, grads: Gradients, number: int, engine: Backend) -> None:
+        self.grads, self.write, self.engine = grads, grads.writes[number], engine
         self.first = sum(write.read_count for write in grads.writes[:number])  # the place of its first tensor
-        self.written = True  # for all that is known when an interrupt comes between the engine and its answer
+        self.before = self.write.batch.writes
 
     def __enter__(self) -> "_Writing":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        is_engines_own = kind is not None and issubclass(kind, RuntimeError | TypeError | ValueError | MemoryError)
-        if self.written and not is_engines_own:
+        if kind is not None:  # which may have come between the engine and its answer
+            self.written = self._has_written(kind)
+        if self.written:
             self.grads.is_written = True
-            self._tell_autograd()
-            self.grads.bring_home(self.write, self.first, self.written)
+            insist(self._tell_autograd)
+            insist(lambda: self.grads.bring_home(self.write, self.first, self.written))
+
+    def _has_written(self, kind: type[BaseException]) -> bool:
+        if self.engine.counts_writes:
+            return self.write.batch.writes > self.before
+        return not issubclass(kind, RuntimeError | TypeError | ValueError | MemoryError)  # those are the engine's own
 
     def _tell_autograd(self) -> None:
         tensors = self.write.batch.tensors
         if not isinstance(self.written, bool):
             tensors = [tensor for tensor, changed in zip(tensors, self.written, strict=True) if changed]
         increment_version(tensors)
-        if self.grads.repeated:  # whichever of them lies in what was written
-            increment_version([t for place, t in enumerate(self.grads.tensors()) if place in self.grads.repeated])
+        increment_version(
+            [twin for twin, place in self.write.twins if isinstance(self.written, bool) or self.written[place]]
+        )
+
+
+def insist(step: Callable[[], None]) -> None:
+    """Do a step that may be done twice, even if an interrupt arrives on the way."""
+    interrupted: KeyboardInterrupt | None = None
+    while True:
+        try:
+            step()
+            break
+        except KeyboardInterrupt as interrupt:
+            interrupted = interrupt
+    if interrupted is not None:
+        raise interrupted
 
 
 def spread(values: Tensor, grads: Gradients) -> Tensor:

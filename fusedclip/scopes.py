@@ -36,6 +36,7 @@ def measure_scopes(
     Over the ranks of `group` in one all-reduce. Raises ValueError if two scopes share a gradient, or its memory.
     """
     places = _places(grads, scopes)
+    refuse_shared(grads, {place: number for number, own in enumerate(places) for place in own}.get)
     lifted = passes.lift_each(grads, p)
     wholes = torch.stack([passes.whole(_select(lifted, own), p) for own in places])
     exact = norms.finish(passes.over_ranks(wholes, p, group), p)
@@ -74,7 +75,6 @@ def _places(grads: Gradients, scopes: list[Scope]) -> list[list[int]]:
             place = grads.sources[entry]
             if place >= 0 and scope_of.setdefault(place, number) != number:
                 raise ValueError(f"{grads.name(place)} belongs to two groups with limits of their own")
-    refuse_shared(grads, scope_of.get)
     places: list[list[int]] = [[] for _ in scopes]
     for place, number in sorted(scope_of.items()):
         places[number].append(place)

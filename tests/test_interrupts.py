@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import fusedclip
-from fusedclip import backends
+from fusedclip import backends, passes
+from fusedclip.gradients.layouts import Flat
 
 from .conftest import Engine, copies, parameters
 
@@ -138,3 +139,76 @@ def test_strided_gradients_that_torch_would_not_write(engine: Engine, make: Any,
     call(parameters(plain))
     for got, want in zip(grads, plain, strict=True):
         assert torch.equal(got.as_subclass(torch.Tensor), want)
+
+
+def once(function: Any) -> Any:
+    """The function, interrupted before it does anything the first time."""
+    calls = []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_bringing_copies_home_is_not_cut_short(engine: Engine, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted, whole = ([engine.randn(60, seed=i)[::2] for i in range(3)] for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(Flat, "bring_home", once(Flat.bring_home))
+        with pytest.raises(KeyboardInterrupt):
+            call(parameters(interrupted))
+    call(parameters(whole))
+    assert all(torch.equal(a, b) for a, b in zip(interrupted, whole, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("where", ["found_inf", "increment_version"])
+def test_noting_the_write_is_not_cut_short(dtype: torch.dtype, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2, dtype=dtype))
+    weight.grad = torch.tensor([4.0, 8.0], dtype=dtype)
+    version = weight.grad._version
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.zeros(()))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, where, once(getattr(passes, where)))
+        with pytest.raises(KeyboardInterrupt):
+            fusedclip.amp.unscale_and_clip_grad_norm_(scaler, optimizer, math.inf)
+    assert weight.grad._version > version
+    scaler.step(optimizer)
+    assert weight.tolist() == [-1.0, -2.0]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_interrupt_just_before_the_compiled_call(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the engine has written nothing, or is asked again: never half of the list."""
+    engine = Engine("cpu", "cpu")
+    interrupted, whole = mixed(engine), mixed(engine)
+    before = [g.to_dense().clone() for g in interrupted]
+    with monkeypatch.context() as patch, backends.use("cpu"):
+        patch.setattr(torch, "get_num_threads", once(torch.get_num_threads))
+        with pytest.raises(KeyboardInterrupt):
+            call(parameters(interrupted))
+    call(parameters(whole))
+    untouched = [torch.equal(g.to_dense(), b) for g, b in zip(interrupted, before, strict=True)]
+    same = [torch.equal(a.to_dense(), b.to_dense()) for a, b in zip(interrupted, whole, strict=True)]
+    assert all(untouched) or all(same)
+
+
+def test_a_scaler_that_was_interrupted_before_the_write_unscales_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([4.0, 8.0])
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.zeros(()))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    with monkeypatch.context() as patch, backends.use("cpu"):
+        patch.setattr(torch, "get_num_threads", once(torch.get_num_threads))
+        with pytest.raises(KeyboardInterrupt):
+            fusedclip.amp.unscale_and_clip_grad_norm_(scaler, optimizer, math.inf)
+    assert weight.grad.tolist() == [4.0, 8.0]
+    fusedclip.amp.unscale_and_clip_grad_norm_(scaler, optimizer, math.inf)
+    assert weight.grad.tolist() == [1.0, 2.0]

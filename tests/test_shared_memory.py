@@ -117,6 +117,60 @@ def test_tied_weights_count_once(engine: Engine, make: Callable[[torch.Tensor], 
     oracle.assert_close(both, single * math.sqrt(2), 3e-6)
 
 
+class Subclass(nn.Parameter):
+    pass
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(4).to(torch.float8_e4m3fn), torch.zeros(4, dtype=torch.uint8)])
+@pytest.mark.parametrize("kind", [nn.Parameter, Subclass])
+def test_tied_weights_of_any_kind_count_once(engine: Engine, weight: torch.Tensor, kind: type[nn.Parameter]) -> None:
+    weight, buffer = weight.to(engine.device), engine.tensor([1.0] * 4)
+    tied = [kind(weight, requires_grad=False) for _ in range(2)]
+    for one in tied:
+        one.main_grad = buffer.view(4)
+    assert fusedclip.clip_grad_norm_(tied, 9.0, grad_attr="main_grad") == 2
+
+
+def test_weights_of_one_address_and_size_are_not_tied_for_that(engine: Engine) -> None:
+    weight, grad = engine.randn(8), engine.tensor([1.0, 0.0] * 4)
+    holders = [nn.Parameter(weight[::2], requires_grad=False), nn.Parameter(weight[:4], requires_grad=False)]
+    for one in holders:
+        one.main_grad = grad[::2].view(4)
+    oracle.assert_close(fusedclip.clip_grad_norm_(holders, 9.0, grad_attr="main_grad"), math.sqrt(8), 1e-6)
+
+
+def test_one_object_held_by_a_leaf_and_by_what_was_computed_counts_once(engine: Engine) -> None:
+    leaf = engine.tensor([0.0] * 4).requires_grad_()
+    computed = leaf * 1
+    computed.retain_grad()
+    leaf.grad = computed.grad = engine.tensor([1.0] * 4)
+    for holders in ([leaf, computed], [computed, leaf]):
+        assert fusedclip.clip_grad_norm_(holders, 9.0) == 2
+
+
+def test_an_attribute_that_makes_a_view_each_time(engine: Engine) -> None:
+    """A view that is dropped, as a tied one is, may leave its address to the next."""
+
+    class Viewing(nn.Parameter):
+        @property
+        def fresh(self) -> torch.Tensor:
+            return buffer.view(4)
+
+    weight, buffer = engine.tensor([0.0] * 4), engine.tensor([1.0] * 4)
+    holders = [Viewing(weight), Viewing(weight), Viewing(engine.tensor([0.0] * 4))]
+    oracle.assert_close(fusedclip.clip_grad_norm_(holders, 9.0, grad_attr="fresh"), math.sqrt(8), 1e-6)
+
+
+def test_autograd_is_told_of_the_memory_that_was_written_alone(engine: Engine) -> None:
+    if not engine.host_knows:
+        pytest.skip("the host does not know what was written")
+    large, small = engine.tensor([3.0, 4.0]), engine.tensor([0.1, 0.1])
+    holders = parameters([large, small, torch.empty(0).to(large).set_(small), torch.empty(0).to(large).set_(large)])
+    versions = [holder.grad._version for holder in holders]
+    fusedclip.clip_grad_value_(holders, 1.0)
+    assert [h.grad._version > v for h, v in zip(holders, versions, strict=True)] == [True, False, False, True]
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_partial_overlap_is_written_in_one_order(engine: Engine, order: int) -> None:
     count = 3_000_000 if engine.name == "cpu" else 3000  # enough for several threads

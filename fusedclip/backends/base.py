@@ -24,6 +24,7 @@ class Backend(ABC):
 
     name: str
     takes_lists = False
+    counts_writes = False  # in Batch.writes, so that an interrupt cannot hide whether it has written
 
     @abstractmethod
     def missing(self) -> str | None:

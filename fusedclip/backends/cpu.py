@@ -21,6 +21,7 @@ _FLOAT32 = torch.finfo(torch.float32)
 class Cpu(Backend):
     name = "cpu"
     takes_lists = True
+    counts_writes = True
 
     def missing(self) -> str | None:
         return _extension.reason

@@ -19,6 +19,7 @@ AUTO, TWO_LAUNCHES, ON_CHIP = range(3)  # cuda::Form
 
 class Cuda(Backend):
     name = "cuda"
+    counts_writes = True
     form = AUTO  # of clip_; tests ask for one
 
     def missing(self) -> str | None:

@@ -26,6 +26,11 @@ class Batch:
         return frozenset(tensor.dtype for tensor in self.tensors)
 
     @property
+    def writes(self) -> int:
+        """How often a compiled engine has written it."""
+        return 0 if self._table is None else int(self._table.writes)
+
+    @property
     def table(self) -> Any:
         """The same as segments, for the compiled engines."""
         if self._table is None:

@@ -4,7 +4,7 @@ With the extension one compiled sweep takes what it knows and asks a survey for 
 every entry.
 """
 
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -32,6 +32,7 @@ class Write(NamedTuple):
     batch: Batch
     read_count: int  # tensors in the batch that is read
     places: list[int] | None  # of its tensors in that batch; None: the same tensors
+    twins: Sequence[tuple[Tensor, int]] = ()  # what lies in the memory of one of them (which) and is written with it
 
 
 @dataclass(eq=False)
@@ -100,24 +101,30 @@ class Gradients:
         return [self._write_of(batch, first) for batch, first in zip(self.reads, self.first_places(), strict=True)]
 
     def _write_of(self, batch: Batch, first: int) -> Write:
-        tensors = {}
-        seen: set[Hashable] = set()
+        tensors: dict[int, Tensor] = {}
+        twins: list[tuple[Tensor, int]] = []
+        seen: dict[Hashable, int] = {}
         for place, tensor in enumerate(batch.tensors):
             flat = self.flats.get(first + place)
             written = tensor if flat is None else flat.write
             memory = memory_of(written)
-            if memory is None or memory not in seen:
-                tensors[place] = written
-                seen.add(memory)
-        return Write(Batch(list(tensors.values()), batch.device), len(batch.tensors), list(tensors))
+            if memory in seen:
+                twins.append((written, seen[memory]))
+                continue
+            if memory is not None:
+                seen[memory] = len(tensors)
+            tensors[place] = written
+        return Write(Batch(list(tensors.values()), batch.device), len(batch.tensors), list(tensors), twins)
 
     def bring_home(self, write: Write, first: int, written: bool | list[bool]) -> None:
         """What was written to stand-ins of this batch: all of it, or where that is known to have changed."""
+        if not self.flats:
+            return
+        at = {place: number for number, place in enumerate(write.places or range(write.read_count))}
         for place, flat in self.flats.items():
-            if flat.home is not None and first <= place < first + write.read_count:
-                at = place - first if write.places is None else write.places.index(place - first)
-                if isinstance(written, bool) or written[at]:
-                    flat.bring_home()
+            number = at.get(place - first)
+            if flat.home is not None and number is not None and (isinstance(written, bool) or written[number]):
+                flat.bring_home()
 
 
 def gather(items: list[Tensor], attribute: str | None = "grad", *, p: float | None = 2.0) -> Gradients:

@@ -90,7 +90,11 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 def _flatten_sparse(gradient: Tensor, tensor: Tensor, p: float | None) -> Flat:
-    with subnormals_count(tensor.device):
+    small = tensor._values().numel() < 32768  # torch's own grain: it uses one thread
+    with (
+        subnormals_count(tensor.device, threads=int(small)),
+        torch.inference_mode(tensor.is_inference() or torch.is_inference_mode_enabled()),
+    ):
         coalesced = tensor.coalesce()  # the gradient is the sum of the entries at each index
     values = coalesced._values()
     if values.numel() and not _is_dense(values):
@@ -129,6 +133,20 @@ def memory_of(tensor: Tensor) -> Hashable | None:
     if tensor.numel() == 0 or not _has_memory(tensor):
         return None
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.numel())
+
+
+def parameter_memory(parameter: Tensor) -> Hashable | None:
+    """Equal for parameters in the same memory, of any dtype and layout; None if none could be found."""
+    if parameter.layout != torch.strided or parameter.is_nested or parameter.numel() == 0 or not _has_memory(parameter):
+        return None
+    dimensions = () if _is_dense(parameter) else tuple(_dimensions(parameter))
+    return (parameter.device, parameter.data_ptr(), parameter.element_size(), parameter.numel(), *dimensions)
+
+
+def is_plain(gradient: Tensor) -> bool:
+    """Of an exact type, dense, and of a dtype that engines read: what the sweep takes by itself."""
+    exact = type(gradient) in (Tensor, torch.nn.Parameter) and gradient.layout == torch.strided
+    return exact and gradient.dtype in FLOATING and _is_dense(gradient) and not gradient.is_neg()
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Gradients that lie in one another's memory, where that matters: when they are to get different coefficients."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,8 +22,10 @@ class _Span(NamedTuple):
 
 
 def shares_memory(grads: Gradients) -> bool:
-    """Whether any two entries of the list share a gradient, or seem to share part of its memory."""
-    return sum(place >= 0 for place in grads.sources) > len(grads) or _extents_overlap(grads)
+    """Whether any two entries of the list share a gradient or part of its memory."""
+    if sum(place >= 0 for place in grads.sources) > len(grads):
+        return True
+    return _extents_overlap(grads) and any(_clash(c, list(range(len(c)))) is not None for c in _clusters(grads))
 
 
 def refuse_shared(grads: Gradients, label: Callable[[int], Hashable] | None = None) -> None:
@@ -92,17 +94,21 @@ def _span(place: int, tensor: Tensor, flat: Flat | None) -> _Span | None:
     return _Span(tensor.device, begin, begin + extent * tensor.element_size(), place, tensor, memory, in_table)
 
 
-def _clash(cluster: list[_Span], labels: list[Hashable]) -> tuple[_Span, _Span] | None:
-    """Two with different labels and an element in common. Strided ones may pass between each other: every byte's
-    owner is noted on a map of the cluster's memory."""
+def _clash(cluster: list[_Span], labels: Sequence[Hashable]) -> tuple[_Span, _Span] | None:
+    """Two with different labels and an element in common. Strided ones may pass between each other: the owner of each
+    element is noted on a map of the cluster's memory."""
     begin = min(span.begin for span in cluster)
-    owners = torch.full((max(span.end for span in cluster) - begin,), -1, dtype=torch.int32, device="cpu")
+    unit = min(span.tensor.element_size() for span in cluster)  # all others are multiples
+    if any((span.begin - begin) % unit for span in cluster):
+        unit = 1
+    owners = torch.full(((max(span.end for span in cluster) - begin) // unit,), -1, dtype=torch.int32, device="cpu")
     for i, span in enumerate(cluster):
-        size = span.tensor.element_size()
-        shape, strides = (*span.tensor.shape, size), (*(size * stride for stride in span.tensor.stride()), 1)
-        own = owners.as_strided(shape, strides, span.begin - begin)
-        for j in torch.unique(own).tolist():
-            if j >= 0 and labels[j] != labels[i]:
-                return cluster[j], span
+        units = span.tensor.element_size() // unit
+        shape, strides = (*span.tensor.shape, units), (*(units * stride for stride in span.tensor.stride()), 1)
+        own = owners.as_strided(shape, strides, (span.begin - begin) // unit)
+        if own.max() >= 0:
+            for j in torch.unique(own).tolist():
+                if j >= 0 and labels[j] != labels[i]:
+                    return cluster[j], span
         own.fill_(i)
     return None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import not_a_tensor, refuse_non_leaf
-from .layouts import Flat, flatten, memory_of
+from .layouts import Flat, flatten, is_plain, parameter_memory
 
 
 class Survey:
@@ -37,7 +37,9 @@ class Survey:
         if id(gradient) in self._seen:
             return self._seen[id(gradient)]
         flat = flatten(gradient, name_of(self.attribute, place), self.p, writable=self.attribute is not None)
-        tied = (flat.memory, memory_of(entry)) if self.attribute is not None else (None, None)
+        if flat.read is flat.write and flat.home is None and is_plain(gradient):
+            flat.read = flat.write = gradient  # itself, which the sweep may meet again
+        tied = (flat.memory, parameter_memory(entry)) if self.attribute is not None else (None, None)
         known = self._seen.get(tied) if None not in tied else None
         self._kept.append(gradient)
         self._seen[id(gradient)] = place if known is None else known
