@@ -15,7 +15,8 @@ from .base import Backend, Written
 
 _C = _extension.C
 _ONE = torch.ones((), dtype=torch.float64, device="cpu")
-_FLOAT32 = torch.finfo(torch.float32)
+_LEAST, _MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+_HERE = torch.device("cpu")  # whatever the default device is; as a string it would be read each time
 
 
 class Cpu(Backend):
@@ -74,16 +75,16 @@ class Cpu(Backend):
 
 
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:
-    if dtype == torch.float32 and not _FLOAT32.tiny <= value <= _FLOAT32.max:
+    if dtype is torch.float32 and not _LEAST <= value <= _MOST:
         return _odd_float32(value)
-    return torch.scalar_tensor(value, dtype=dtype, device="cpu")
+    return torch.scalar_tensor(value, dtype=dtype, device=_HERE)
 
 
 def _odd_float32(value: float) -> Tensor:
     """What scalar_tensor refuses, or makes a zero of where torch flushes subnormals; rounded to the nearest."""
-    if 0 < value < _FLOAT32.tiny:
+    if 0 < value < _LEAST:
         bits = round(value * 2.0**149)  # of a subnormal, they count its units
         return torch.scalar_tensor(bits, dtype=torch.int32, device="cpu").view(torch.float32)
-    if value > _FLOAT32.max:
-        value = math.inf if value >= 2.0**128 - 2.0**103 else _FLOAT32.max
+    if value > _MOST:
+        value = math.inf if value >= 2.0**128 - 2.0**103 else _MOST
     return torch.scalar_tensor(value, dtype=torch.float32, device="cpu")
