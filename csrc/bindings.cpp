@@ -113,7 +113,7 @@ PYBIND11_MODULE(_C, m) {
       .def("overlaps", &overlaps, py::arg("more"));
   py::class_<Gathered>(m, "Gathered")
       .def_readonly("lists", &Gathered::lists)
-      .def_readonly("sources", &Gathered::sources)
+      .def_property_readonly("sources", &sources_of)
       .def_readonly("survey", &Gathered::survey);
   m.def("bind_torch", &bind_torch);
   m.def("bind_survey", &bind_survey);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -26,28 +27,32 @@ inline uint64_t mix(uint64_t x) {
 // autograd makes such for a + b. Each of them counts.
 class DeviceList {
  public:
-  DeviceList(DLDevice device, size_t most) : most_(most) {
+  // `owned`: the items are parameters, whose memory tells tied ones.
+  DeviceList(DLDevice device, const py::list& items, bool owned) : items_(items), owned_(owned) {
+    const size_t most = items.size();
     list.device = device;
     list.tensors = py::list(most);  // empty places, filled from the front: appending would cost 6 ns each
     list.segments.reserve(most);
     list.tiling.reserve(most);
-    owners_.reserve(most);
   }
 
   bool is_on(const DLDevice& device) const { return is_same(list.device, device); }
 
-  // The segment of this gradient; `owner` is its parameter, or null.
-  FUSEDCLIP_INLINE int64_t add(py::object&& gradient, const Segment& segment, PyObject* owner) {
+  // The segment of the gradient that item i has.
+  FUSEDCLIP_INLINE int64_t add(size_t i, py::object&& gradient, const Segment& segment) {
     const int64_t next = list.size();
     const int64_t first = first_in(segment, next);
     if (first >= 0) {
-      const int64_t twin = twin_of(first, gradient.ptr(), owner, next);
+      const int64_t twin = twin_of(first, gradient.ptr(), i, next);
       if (twin != next) return twin;
       list.repeated.push_back(next);
     }
-    list.segments.push_back(segment);
+    Segment& kept = list.segments.emplace_back();
+    kept.data = segment.data;  // one by one: copied at once they wait for what was stored just now (2 ns)
+    kept.count = segment.count;
+    kept.dtype = segment.dtype;
     list.tiling.add(segment);
-    owners_.push_back(owner);
+    if (next != int64_t(i) || !item_of_.empty()) note_item(i, next);
     PyList_SET_ITEM(list.tensors.ptr(), next, gradient.release().ptr());
     return next;
   }
@@ -78,9 +83,17 @@ class DeviceList {
     return first;
   }
 
+  void note_item(size_t i, int64_t segment) {
+    if (item_of_.empty()) {
+      item_of_.resize(segment);
+      std::iota(item_of_.begin(), item_of_.end(), 0);
+    }
+    item_of_.push_back(static_cast<int32_t>(i));
+  }
+
   void make_slots() {
     size_t capacity = 16;
-    while (capacity < 2 * most_) capacity *= 2;
+    while (capacity < 2 * items_.size()) capacity *= 2;
     slots_.assign(capacity, -1);
   }
 
@@ -104,20 +117,21 @@ class DeviceList {
 
   // What makes two gradients in the memory of segment `first` the same one: an object, or a parameter's memory.
   using Key = std::tuple<int64_t, const void*, int64_t, int>;
-  static std::optional<Key> owner_key(int64_t first, PyObject* owner) {
+  std::optional<Key> owner_key(int64_t first, size_t item) const {
+    PyObject* const owner = PyList_GET_ITEM(items_.ptr(), item);
     DLTensor t;
-    if (!owner || !is_plain(owner) || !read_tensor(owner, t)) return std::nullopt;
+    if (!owned_ || !is_plain(owner) || !read_tensor(owner, t)) return std::nullopt;
     const std::optional<Segment> memory = segment_of(t);
     if (!memory || memory->count == 0) return std::nullopt;
     return Key{first, memory->data, memory->count, static_cast<int>(memory->dtype)};
   }
 
   // The segment that this gradient is counted with, which is `next` if none is.
-  int64_t twin_of(int64_t first, PyObject* gradient, PyObject* owner, int64_t next) {
+  int64_t twin_of(int64_t first, PyObject* gradient, size_t item, int64_t next) {
     if (PyList_GET_ITEM(list.tensors.ptr(), first) == gradient) return first;
-    if (const auto key = owner_key(first, owners_[first])) twins_.emplace(*key, first);
+    if (const auto key = owner_key(first, item_of_.empty() ? first : item_of_[first])) twins_.emplace(*key, first);
     const Key by_object{first, gradient, -1, 0};
-    const std::optional<Key> by_owner = owner_key(first, owner);
+    const std::optional<Key> by_owner = owner_key(first, item);
     int64_t twin = next;
     if (const auto known = twins_.find(by_object); known != twins_.end())
       twin = known->second;
@@ -128,11 +142,12 @@ class DeviceList {
     return twin;
   }
 
-  size_t most_;
+  const py::list& items_;
+  const bool owned_;
   uintptr_t lowest_ = UINTPTR_MAX, highest_ = 0;  // what is known of all segments without remembering each
   std::vector<int32_t> slots_;
-  int64_t remembered_ = 0;         // segments that are in the slots, but for those whose memory was there
-  std::vector<PyObject*> owners_;  // borrowed: the caller's list holds them
+  int64_t remembered_ = 0;        // segments that are in the slots, but for those whose memory was there
+  std::vector<int32_t> item_of_;  // per segment; left empty while every item has the next segment
   std::map<Key, int64_t> twins_;
 };
 

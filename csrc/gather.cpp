@@ -59,11 +59,11 @@ class Attribute {
 class Sweep {
  public:
   Sweep(const py::list& items, const py::object& attribute, const py::object& p)
-      : items_(items), attribute_(attribute), p_(p), gradients_(attribute), owned_(!attribute.is_none()) {}
+      : items_(items), attribute_(attribute), p_(p), gradients_(attribute) {}
 
   Gathered run() {
     const size_t n = items_.size();
-    found_.sources.assign(n, -1);
+    found_.items = n;
     for (size_t i = 0; i < n; ++i) {
       PyObject* const item = PyList_GET_ITEM(items_.ptr(), i);
       if (!take(i, item)) look_closer(i, item);
@@ -80,24 +80,26 @@ class Sweep {
     if (!gradients_.may_be_asked(item)) return false;
     py::object gradient = gradients_.of(item);
     if (!gradient) return false;
-    if (gradient.is_none()) return gradients_.settles_none(item);
+    if (gradient.is_none()) return gradients_.settles_none(item) && note(i, -1);
     DLTensor t;
     if (!is_plain(gradient.ptr()) || !read_tensor(gradient.ptr(), t)) return false;
-    const std::optional<Segment> segment = segment_of(t);
-    if (!segment) return false;
-    add(i, item, std::move(gradient), *segment, t.device);
-    if (segment->dtype == DType::kFloat64) last_->list.has_float64 = true;
+    // Not segment_of: an optional lies in memory, and copying it from there waits for what was stored just now (5 ns).
+    const std::optional<DType> dtype = dtype_of(t.dtype);
+    const int64_t count = count_of(t);
+    if (!dtype || !is_flat(t, count)) return false;
+    add(i, std::move(gradient), {start_of(t), count, *dtype}, t.device);
+    if (*dtype == DType::kFloat64) last_->list.has_float64 = true;
     return true;
   }
 
   void look_closer(size_t i, PyObject* item) {
     if (found_.survey.is_none()) found_.survey = py::reinterpret_borrow<py::object>(torch.survey)(attribute_, p_);
     py::object stand_in = found_.survey.attr("look")(i, py::handle(item));
-    if (stand_in.is_none()) return;
+    if (stand_in.is_none()) return void(note(i, -1));
     found_.has_stand_ins = true;
     if (py::isinstance<py::int_>(stand_in)) {
       const size_t same = stand_in.cast<size_t>();
-      found_.sources[i] = found_.sources[same];
+      note(i, found_.sources.empty() ? same : found_.sources[same]);
       if (!list_of_.empty()) list_of_[i] = list_of_[same];
       return;
     }
@@ -105,13 +107,26 @@ class Sweep {
     const bool is_read = is_plain(stand_in.ptr()) && read_tensor(stand_in.ptr(), t);
     const std::optional<Segment> segment = is_read ? segment_of(t) : std::nullopt;
     if (!segment) throw std::runtime_error("the survey gave a tensor that is not plain");
-    add(i, item, std::move(stand_in), *segment, t.device);
+    add(i, std::move(stand_in), *segment, t.device);
   }
 
-  FUSEDCLIP_INLINE void add(size_t i, PyObject* item, py::object&& gradient, const Segment& segment,
-                            const DLDevice& device) {
-    found_.sources[i] = list_on(device).add(std::move(gradient), segment, owned_ ? item : nullptr);
+  FUSEDCLIP_INLINE void add(size_t i, py::object&& gradient, const Segment& segment, const DLDevice& device) {
+    const int64_t place = list_on(device).add(i, std::move(gradient), segment);
+    if (place != int64_t(i) || !found_.sources.empty()) note(i, place);
     if (devices_.size() > 1) note_list(i);
+  }
+
+  // Where item i's gradient is, in its list; always true.
+  bool note(size_t i, int64_t place) {
+    if (found_.sources.empty()) spell_out(i);
+    found_.sources[i] = place;
+    return true;
+  }
+
+  // The places of the items before i, which were those of the items themselves.
+  void spell_out(size_t i) {
+    found_.sources.assign(found_.items, -1);
+    std::iota(found_.sources.begin(), found_.sources.begin() + i, 0);
   }
 
   FUSEDCLIP_INLINE DeviceList& list_on(const DLDevice& device) {
@@ -122,7 +137,7 @@ class Sweep {
   DeviceList* find(const DLDevice& device) {
     for (const auto& known : devices_)
       if (known->is_on(device)) return known.get();
-    devices_.push_back(std::make_unique<DeviceList>(device, items_.size()));
+    devices_.push_back(std::make_unique<DeviceList>(device, items_, !attribute_.is_none()));
     return devices_.back().get();
   }
 
@@ -134,6 +149,7 @@ class Sweep {
 
   // From places in one of the lists to places in all lists one after another.
   void renumber() {
+    if (found_.sources.empty()) spell_out(found_.items);
     std::vector<int64_t> offsets{0};
     for (const auto& device : devices_) offsets.push_back(offsets.back() + device->list.size());
     for (size_t i = 0; i < found_.sources.size(); ++i)
@@ -144,7 +160,6 @@ class Sweep {
   const py::object& attribute_;
   const py::object& p_;
   const Attribute gradients_;
-  const bool owned_;
   std::vector<std::unique_ptr<DeviceList>> devices_;
   DeviceList* last_ = nullptr;  // the list that was added to last
   std::vector<int32_t> list_of_;

@@ -1,8 +1,17 @@
 #include "tensor_list.h"
 
+#include <numeric>
+
 #include "overlap.h"
 
 namespace fusedclip {
+
+std::vector<int64_t> sources_of(const Gathered& gathered) {
+  if (!gathered.sources.empty()) return gathered.sources;
+  std::vector<int64_t> places(gathered.items);
+  std::iota(places.begin(), places.end(), 0);
+  return places;
+}
 
 uint32_t dtypes_of(const TensorList& list) {
   uint32_t bits = 0;

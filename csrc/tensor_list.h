@@ -31,7 +31,8 @@ struct TensorList {
 // The gradients of a list of parameters.
 struct Gathered {
   std::vector<std::shared_ptr<TensorList>> lists;  // one per device, in the order of first appearance
-  std::vector<int64_t> sources;    // per item: the place of its gradient in the lists one after another, -1 for none
+  size_t items = 0;
+  std::vector<int64_t> sources;    // as sources_of gives them; left empty where every item has the next place
   py::object survey = py::none();  // what took a closer look, if anything needed one
   bool has_stand_ins = false;      // some segments stand for gradients that could not be taken as they are
 
@@ -40,6 +41,9 @@ struct Gathered {
     return lists.size() == 1 && lists[0]->device.device_type == kDLCPU && !has_stand_ins && lists[0]->repeated.empty();
   }
 };
+
+// Per item: the place of its gradient in the lists one after another, -1 for none.
+std::vector<int64_t> sources_of(const Gathered& gathered);
 
 // The gradients of `items`: each item's attribute `attribute`, or the items themselves if none is named.
 //

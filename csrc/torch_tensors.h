@@ -79,12 +79,18 @@ FUSEDCLIP_INLINE bool read_tensor(PyObject* tensor, DLTensor& t) {
   return forgive(PyExc_Exception), false;
 }
 
+FUSEDCLIP_INLINE bool is_flat(const DLTensor& t, int64_t count) {
+  return count == 0 || (t.data && (is_contiguous(t) || is_dense(t)));
+}
+
+inline void* start_of(const DLTensor& t) { return static_cast<char*>(t.data) + t.byte_offset; }
+
 // Its flat memory, or nothing if it is not plain.
-FUSEDCLIP_INLINE std::optional<Segment> segment_of(const DLTensor& t) {
+inline std::optional<Segment> segment_of(const DLTensor& t) {
   const std::optional<DType> dtype = dtype_of(t.dtype);
   const int64_t count = count_of(t);
-  if (!dtype || (count > 0 && (!t.data || !(is_contiguous(t) || is_dense(t))))) return std::nullopt;
-  return Segment{static_cast<char*>(t.data) + t.byte_offset, count, *dtype};
+  if (!dtype || !is_flat(t, count)) return std::nullopt;
+  return Segment{start_of(t), count, *dtype};
 }
 
 inline bool is_same(const DLDevice& a, const DLDevice& b) {

@@ -12,9 +12,10 @@ LEAST_EXPONENT = {torch.float64: -1022, torch.float32: -126, torch.float16: -14,
 
 def exact(tensor: Tensor) -> np.ndarray:
     """The elements' magnitudes and signs, flat, in NumPy's widest float; complex ones as their modulus."""
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach()
     if tensor.layout != torch.strided:
-        tensor = tensor.coalesce().values()
+        tensor = tensor.coalesce().values()  # where it lives: each device rounds sums of 16-bit values in its own way
+    tensor = tensor.cpu()
     if tensor.is_complex():
         pairs = torch.view_as_real(tensor.resolve_conj()).double().numpy().astype(np.longdouble)
         return np.sqrt((pairs**2).sum(-1)).ravel()

@@ -15,7 +15,8 @@ from fusedclip.gradients import gather
 from fusedclip.norms import ClipRule
 
 from . import oracle
-from .conftest import Engine, copies, parameters
+from .conftest import Engine, copies, engines, parameters
+from .device_waits import no_waits
 from .host_reads import host_reads
 from .two_ranks import on_two_ranks
 
@@ -25,9 +26,9 @@ ORDERS = [2.0, 1.0, math.inf, 3.0, 0.5, 0.0, -1.0, -math.inf]
 def setup(
     grads: list[Tensor], scale: float = 65536.0, scaler: type[TorchScaler] = amp.GradScaler
 ) -> tuple[torch.optim.Optimizer, TorchScaler]:
-    """An optimizer over parameters with these gradients, and a scaler that has scaled a loss."""
-    made = scaler("cpu", init_scale=scale)
-    made.scale(torch.zeros(()))
+    """An optimizer over parameters with these gradients, and a scaler that has scaled a loss on their device."""
+    made = scaler(grads[0].device.type, init_scale=scale)
+    made.scale(torch.zeros((), device=grads[0].device))
     optimizer = torch.optim.SGD(parameters(grads), lr=0.1)
     for parameter in held(optimizer):
         nn.init.zeros_(parameter)
@@ -53,7 +54,7 @@ def test_agrees_with_torchs_two_calls(engine: Engine, p: float, max_norm: float,
     ours_says, theirs_says = (s._per_optimizer_states[id(o)] for s, o in ((our_scaler, ours), (their_scaler, theirs)))
     assert ours_says == theirs_says
     assert {d: (f.dtype, f.shape) for d, f in ours_says["found_inf_per_device"].items()} == {
-        torch.device("cpu"): (torch.float32, torch.Size([]))
+        held(ours)[0].device: (torch.float32, torch.Size([]))
     }
 
 
@@ -299,24 +300,23 @@ def test_group(scenario: object) -> None:
     on_two_ranks(scenario)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@engines("cuda", "triton", on="cuda")
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("p", [2.0, 3.0])
-def test_no_synchronisation_on_a_gpu(fused: bool, p: float) -> None:
-    scaler = amp.GradScaler("cuda")
-    grads = [torch.randn(n, device="cuda") for n in (10, 70001)]
-    optimizer = torch.optim.AdamW(parameters(grads), fused=fused)
-    scaler.scale(torch.zeros((), device="cuda"))
-    scaler.unscale_and_clip_grad_norm_(optimizer, 1.0, p)  # what an engine does once may wait
-    scaler.update()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+def test_no_synchronisation_on_a_gpu(engine: Engine, fused: bool, p: float) -> None:
+    scaler = amp.GradScaler(engine.device)
+    optimizer = torch.optim.AdamW(parameters([engine.randn(n) for n in (10, 70001)]), fused=fused)
+    scaler.scale(torch.zeros((), device=engine.device))
+
+    def step() -> None:
         scaler.unscale_and_clip_grad_norm_(optimizer, 1.0, p)
-        if fused:
+        if fused:  # of the others torch asks whether they may step
             scaler.step(optimizer)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        scaler.update()
+
+    step()  # what is done once may wait
+    with no_waits():
+        step()
 
 
 def test_passes_measure_is_clip_without_the_write(engine: Engine) -> None:

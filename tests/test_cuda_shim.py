@@ -1,4 +1,5 @@
-"""The CUDA kernels, executed without a GPU: tests/cuda_shim compiles their own source for the host.
+"""Races, stray reads and wrong numbers of the CUDA kernels, executed without a GPU: tests/cuda_shim compiles their own
+source for the host.
 
 Its driver holds them against an fp64 oracle under the sanitizers; then the common tests run on the whole engine, from
 Python, as if the CPU were its device.
@@ -17,7 +18,8 @@ from .cuda_shim import build
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="g++ was not found")
 COMMON = ["test_clip_norm", "test_per_tensor", "test_nonfinite", "test_layouts", "test_determinism", "test_properties"]
-COMMON += ["test_norm_accuracy", "test_coefficients", "test_overlap"]
+COMMON += ["test_norm_accuracy", "test_coefficients", "test_overlap", "test_cuda_forms", "test_threads", "test_scopes"]
+COMMON += ["test_shared_memory", "test_properties_shared", "test_interrupts"]
 
 
 def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
@@ -43,7 +45,8 @@ def test_kernels_under_thread_sanitizer(thread_sanitized: Path) -> None:
 
 @pytest.mark.parametrize("barrier", [2, 3, -1], ids=["publish", "reuse", "grid"])
 def test_a_missing_barrier_is_caught(thread_sanitized: Path, barrier: int) -> None:
-    done = run([str(thread_sanitized), "quick", f"drop={barrier}"])
+    first = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    done = run([str(thread_sanitized), "quick", f"drop={barrier}"], env=first)
     assert done.returncode != 0
     assert "WARNING: ThreadSanitizer: data race" in done.stderr
 

@@ -1,6 +1,7 @@
 """Any list of gradients against the oracle: hypothesis draws shapes, dtypes, layouts, special values and norm types."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,23 +15,8 @@ from .conftest import EXAMPLES, Engine, parameters
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SPECIAL = [
-    0.0,
-    -0.0,
-    1.0,
-    -1.0,
-    1e-45,
-    6e-8,
-    1e-38,
-    1e-20,
-    1e-7,
-    3e4,
-    65504.0,
-    1e19,
-    3e38,
-    math.inf,
-    -math.inf,
-    math.nan,
-]
+    0.0, -0.0, 1.0, -1.0, 1e-45, 6e-8, 1e-38, 1e-20, 1e-7, 3e4, 65504.0, 1e19, 3e38, math.inf, -math.inf, math.nan,
+]  # fmt: skip
 # The engine fixture holds for all examples; drawing large gradients takes its time.
 UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 NORM_TYPES = [2.0, 1.0, math.inf, -math.inf, 0.0, 3.0, 0.5, 1.7]
@@ -38,35 +24,47 @@ NORM_TYPES = [2.0, 1.0, math.inf, -math.inf, 0.0, 3.0, 0.5, 1.7]
 counts = st.one_of(st.integers(0, 70), st.sampled_from([127, 128, 129, 1000, 8191, 8192, 8193]))
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A gradient yet to be laid out: one that is moved to a device arrives there aligned, contiguous and ordinary."""
+
+    values: torch.Tensor
+    count: int
+    layout: str
+
+    def on(self, device: str) -> torch.Tensor:
+        """A new one."""
+        values, n = self.values.to(device, copy=True), self.count
+        if self.layout == "misaligned":
+            return values[1 : n + 1]
+        if self.layout == "strided":
+            return values[: 2 * n : 2]
+        if self.layout == "transposed" and n % 2 == 0:
+            return values[:n].view(2, n // 2).t()
+        if self.layout == "complex" and values.dtype in (torch.float32, torch.float64):
+            return torch.view_as_complex(values[: 2 * n].view(n, 2))
+        if self.layout == "inference":
+            with torch.inference_mode():
+                return values[: 2 * n].clone()[::2]
+        if self.layout in ("sparse", "hybrid") and n:  # rows, as an embedding's gradient has them, some of them twice
+            rows = torch.randint(0, n, (1, n), generator=torch.Generator().manual_seed(n)).to(device)
+            shape = (n, 2) if self.layout == "hybrid" else (n,)
+            return torch.sparse_coo_tensor(rows, values[: math.prod(shape)].view(shape), shape, check_invariants=False)
+        return values[:n]
+
+
+LAYOUTS = ["contiguous", "misaligned", "strided", "transposed", "complex", "sparse", "hybrid", "inference"]
+
+
 @st.composite
-def gradients(draw: st.DrawFn) -> torch.Tensor:
-    """A gradient on the CPU: ordinary values at some scale, a few special ones, in some layout."""
+def gradients(draw: st.DrawFn) -> Drawn:
+    """Ordinary values at some scale, a few special ones, in some layout."""
     dtype, count = draw(st.sampled_from(DTYPES)), draw(counts)
     scale = 10.0 ** draw(st.integers(-25, 25) if dtype != torch.float16 else st.integers(-6, 3))
     values = torch.randn(2 * count + 3, generator=torch.Generator().manual_seed(draw(st.integers(0, 999)))) * scale
     for value in draw(st.lists(st.sampled_from(SPECIAL), max_size=2)):
         values[draw(st.integers(0, 2 * count + 2))] = value
-    values = values.to(dtype)
-    layouts = ["contiguous", "misaligned", "strided", "transposed", "complex", "sparse", "hybrid", "inference"]
-    layout = draw(st.sampled_from(layouts))
-    if layout == "misaligned":
-        return values[1 : count + 1]
-    if layout == "strided":
-        return values[: 2 * count : 2]
-    if layout == "transposed" and count % 2 == 0:
-        return values[:count].view(2, count // 2).t()
-    if layout == "complex" and dtype in (torch.float32, torch.float64):
-        return torch.view_as_complex(values[: 2 * count].view(count, 2))
-    if layout == "sparse" and count:
-        places = torch.randint(0, count, (1, count), generator=torch.Generator().manual_seed(count))
-        return torch.sparse_coo_tensor(places, values[:count], (count,), check_invariants=False)
-    if layout == "hybrid" and count:  # rows, as an embedding's gradient has them, some of them twice
-        rows = torch.randint(0, count, (1, count), generator=torch.Generator().manual_seed(count))
-        return torch.sparse_coo_tensor(rows, values[: 2 * count].view(count, 2), (count, 2), check_invariants=False)
-    if layout == "inference":
-        with torch.inference_mode():
-            return values[: 2 * count].clone()[::2]
-    return values[:count].clone()
+    return Drawn(values.to(dtype), count, draw(st.sampled_from(LAYOUTS)))
 
 
 def elements(tensor: torch.Tensor) -> torch.Tensor:
@@ -81,15 +79,13 @@ def bound(tensors: list[torch.Tensor], p: float) -> float:
 
 @settings(suppress_health_check=UNCHECKED)
 @given(
-    grads=st.lists(gradients(), max_size=5),
+    drawn=st.lists(gradients(), max_size=5),
     p=st.sampled_from(NORM_TYPES),
     fraction=st.sampled_from([0.0, 1e-3, 0.5, 1.0, 2.0, math.inf]),
     on_nonfinite=st.sampled_from(["propagate", "zero"]),
 )
-def test_clip_grad_norm(
-    engine: Engine, grads: list[torch.Tensor], p: float, fraction: float, on_nonfinite: str
-) -> None:
-    grads = [g.to(engine.device) for g in grads]
+def test_clip_grad_norm(engine: Engine, drawn: list[Drawn], p: float, fraction: float, on_nonfinite: str) -> None:
+    grads = [g.on(engine.device) for g in drawn]
     before = [elements(g) for g in grads]
     expected = oracle.norm(grads, p) if grads else 0.0
     max_norm = math.inf if fraction == math.inf else fraction * (expected if math.isfinite(expected) else 1.0)
@@ -116,9 +112,9 @@ def test_clip_grad_norm(
 
 
 @settings(suppress_health_check=UNCHECKED, max_examples=min(300, EXAMPLES))
-@given(grads=st.lists(gradients(), max_size=4), value=st.sampled_from([0.0, 1e-7, 1e-3, 0.3, 1.0, 1e9, math.inf]))
-def test_clip_grad_value(engine: Engine, grads: list[torch.Tensor], value: float) -> None:
-    grads = [g.to(engine.device) for g in grads if not g.is_complex()]
+@given(drawn=st.lists(gradients(), max_size=4), value=st.sampled_from([0.0, 1e-7, 1e-3, 0.3, 1.0, 1e9, math.inf]))
+def test_clip_grad_value(engine: Engine, drawn: list[Drawn], value: float) -> None:
+    grads = [g for g in (d.on(engine.device) for d in drawn) if not g.is_complex()]
     expected = [elements(g).double().clamp(-value, value).to(g.dtype) for g in grads]
     fusedclip.clip_grad_value_(parameters(grads), value)
     for got, want in zip(grads, expected, strict=True):
@@ -126,9 +122,10 @@ def test_clip_grad_value(engine: Engine, grads: list[torch.Tensor], value: float
 
 
 @settings(suppress_health_check=UNCHECKED, max_examples=min(300, EXAMPLES))
-@given(grads=st.lists(gradients(), min_size=1, max_size=5), p=st.sampled_from(NORM_TYPES))
-def test_per_tensor_norms(engine: Engine, grads: list[torch.Tensor], p: float) -> None:
-    norms = fusedclip.get_per_tensor_norms([g.to(engine.device) for g in grads], p)
+@given(drawn=st.lists(gradients(), min_size=1, max_size=5), p=st.sampled_from(NORM_TYPES))
+def test_per_tensor_norms(engine: Engine, drawn: list[Drawn], p: float) -> None:
+    grads = [g.on(engine.device) for g in drawn]
+    norms = fusedclip.get_per_tensor_norms(grads, p)
     for got, tensor in zip(norms, grads, strict=True):
         x = oracle.exact(tensor)
         expected = torch.tensor(float(oracle.root(oracle.lifted(x, p), p)), dtype=torch.float64)

@@ -1,26 +1,68 @@
-"""Runs a scenario in two gloo processes."""
+"""Runs scenarios in two gloo processes, which live as long as the tests do: starting one takes seconds."""
 
 import os
 import tempfile
+import traceback
 from collections.abc import Callable
+from multiprocessing import connection, get_context
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+Scenario = Callable[[int], None]
+SECONDS = 120.0  # for a scenario, on a busy machine
+_ranks: list[tuple[SpawnProcess, Connection]] = []
 
 
-def on_two_ranks(scenario: Callable[[int], None]) -> None:
+def on_two_ranks(scenario: Scenario) -> None:
     """`scenario(rank)` on both ranks of a new group; raises what either of them raises."""
+    if not _ranks:
+        _ranks.extend(_start(rank) for rank in range(2))
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_main, (scenario, os.path.join(folder, "store")), nprocs=2, start_method="spawn")
+        for _, pipe in _ranks:
+            pipe.send((scenario, os.path.join(folder, "store")))
+        answers: list[str | None] = []
+        waiting = [pipe for _, pipe in _ranks]
+        while waiting and not any(answers):  # the other of one that failed may wait for it for ever
+            ready = connection.wait(waiting, SECONDS)
+            answers += [_answer(pipe) for pipe in waiting if pipe in ready] or [f"no answer in {SECONDS} s"]
+            waiting = [pipe for pipe in waiting if pipe not in ready]
+    if any(answers):
+        for process, _ in _ranks:
+            process.kill()
+        _ranks.clear()
+        raise AssertionError("\n".join(filter(None, answers)))
 
 
-def _main(rank: int, scenario: Callable[[int], None], store: str) -> None:
+def _answer(pipe: Connection) -> str | None:
+    try:
+        return pipe.recv()
+    except EOFError:
+        return "a rank has died"
+
+
+def _start(rank: int) -> tuple[SpawnProcess, Connection]:
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(rank, there), daemon=True)  # killed at the end
+    process.start()
+    there.close()  # or nobody would see the end of it
+    return process, here
+
+
+def _serve(rank: int, pipe: Connection) -> None:
+    """Answers each scenario with what it raised, or None."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    scenario(rank)
-    dist.barrier()
-    dist.destroy_process_group()
-    # The interpreter's exit is left out: in one run of eight it aborts in a thread of torch's ("terminate called
-    # without an active exception"), after the scenario has passed.
-    os._exit(0)
+    while True:
+        scenario, store = pipe.recv()
+        try:
+            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+            scenario(rank)
+            dist.barrier()
+            dist.destroy_process_group()
+            pipe.send(None)
+        except BaseException:
+            pipe.send(f"rank {rank}:\n{traceback.format_exc()}")
+            raise

@@ -1,4 +1,4 @@
-"""Steps on a GPU: without waiting for it, and captured in a graph."""
+"""Steps on a GPU: that they wait for it, or are captured in a graph with what was known while recording."""
 
 from typing import Any
 
@@ -9,33 +9,29 @@ from torch.optim import AdamW
 from fusedclip.optim import clip_on_step
 
 from .. import oracle
-from ..conftest import parameters
+from ..conftest import Engine, engines, parameters
+from ..device_waits import no_waits
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
+pytestmark = engines("cuda", "triton", on="cuda")
 
 
 @pytest.mark.parametrize("defer", [None, False, True])
 @pytest.mark.parametrize("skip", ["propagate", "skip"])
-def test_no_synchronisation_on_a_gpu(defer: bool | None, skip: Any) -> None:
-    optimizer = AdamW(parameters([torch.randn(n, device="cuda") for n in (10, 70001)]), fused=True)
+def test_no_synchronisation_on_a_gpu(engine: Engine, defer: bool | None, skip: Any) -> None:
+    optimizer = AdamW(parameters([engine.randn(n) for n in (10, 70001)]), fused=True)
     clip_on_step(optimizer, 1.0, defer=defer, on_nonfinite=skip)
     optimizer.step()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("defer", [False, True])
-def test_a_captured_step_clips_at_every_replay(defer: bool) -> None:
-    grads = [torch.randn(n, device="cuda") for n in (10, 70001)]
+def test_a_captured_step_clips_at_every_replay(engine: Engine, defer: bool) -> None:
+    grads = [engine.randn(n) for n in (10, 70001)]
     optimizer = AdamW(parameters(grads), lr=0.1, fused=True, capturable=True)
     handle = clip_on_step(optimizer, 1.0, defer=defer, on_nonfinite="skip")
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             optimizer.step()
