@@ -1,4 +1,4 @@
-"""Unscale and clip in one pass: the numbers, the scaler's state, and what torch's scaler does with it afterwards."""
+"""Unscale and clip in one pass: wrong numbers, and a scaler that afterwards steps where torch's skips, or skips."""
 
 import math
 from types import SimpleNamespace

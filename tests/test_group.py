@@ -1,4 +1,4 @@
-"""group=: the norm over the ranks of a process group, two gloo processes."""
+"""group=: ranks that would get different norms, raise alone or wait for each other for ever; two gloo processes."""
 
 import math
 import tempfile

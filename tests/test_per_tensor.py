@@ -1,4 +1,4 @@
-"""Norms of each tensor by itself, and clipping by them."""
+"""Norms of each tensor by itself, and clipping by them: nothing of one may reach its neighbours."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""clip_grad_norm_scopes_: each set of gradients by itself, in one pass over all of them."""
+"""clip_grad_norm_scopes_: each set of gradients by itself, although one pass reads them all."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Steps under torch.compile."""
+"""Steps under torch.compile: a clip in the graph would not see the gradients of the day; it has to run before."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Steps on a GPU: that they wait for it, or are captured in a graph with what was known while recording."""
+"""Steps on a GPU that wait for it, or that a graph replays with what was known while it was recorded."""
 
 from typing import Any
 

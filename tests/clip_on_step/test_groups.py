@@ -1,4 +1,4 @@
-"""Param groups with limits of their own."""
+"""Param groups with limits of their own: one that leaks into its neighbour, memory that two of them would scale."""
 
 import copy
 
