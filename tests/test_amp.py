@@ -79,8 +79,9 @@ def test_one_rounding(engine: Engine, dtype: torch.dtype, p: float, max_norm: fl
 @pytest.mark.parametrize("p", [2.0, 0.0, 3.0, math.inf])
 def test_every_engine_knows_the_multiplier(engine: Engine, zero: bool, bad: float, max_norm: float, p: float) -> None:
     """One call of the engine against two passes."""
+    count = 70001 if bad == 1.0 else 1001  # where all comes out NaN or 0, more than a tile shows no more
     for multiplier in (torch.tensor(0.125), torch.tensor(1.0, dtype=torch.float64), torch.tensor(3.0)):
-        one, two = (gather(parameters([engine.tensor([3.0, bad, -4.0]), engine.randn(70001)]), p=p) for _ in range(2))
+        one, two = (gather(parameters([engine.tensor([3.0, bad, -4.0]), engine.randn(count)]), p=p) for _ in range(2))
         rule, multiplier = ClipRule(max_norm, zero), multiplier.to(engine.device)
         got = passes.clip_(one, p, rule, multiplier=multiplier, dtype=torch.float64)
         want = passes.measure(two, p, rule, multiplier=multiplier)

@@ -16,7 +16,8 @@ FLOATING = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf, -math.inf, 3.0])
 @pytest.mark.parametrize("place", [0, 1, 63, 64, 8191, 70000])
 def test_nan_is_kept_by_every_norm(engine: Engine, dtype: torch.dtype, p: float, place: int) -> None:
-    grads = [engine.randn(10, dtype=dtype), engine.randn(70001, dtype=dtype), engine.randn(3, dtype=dtype)]
+    count = 70001 if place == 70000 else 8200  # whole steps of every engine, and a rest
+    grads = [engine.randn(10, dtype=dtype), engine.randn(count, dtype=dtype), engine.randn(3, dtype=dtype)]
     grads[1][place] = math.nan
     assert fusedclip.get_total_norm(grads, p).isnan()
     assert fusedclip.clip_grad_norm_(parameters(grads), 1.0, p).isnan()
