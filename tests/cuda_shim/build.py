@@ -31,10 +31,10 @@ def extension(folder: Path) -> Path:
     flags += ["-DFUSEDCLIP_WITH_CUDA", '-DFUSEDCLIP_CUDA_ARCHITECTURES="host"']
     flags += [f'-DFUSEDCLIP_VERSION="{version("fusedclip")}"']
     flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    names = ["bindings.cpp", "tensor_list.cpp", "cuda/engine.cu", "cuda/device.cpp"]
-    names += ["cpu/engine.cpp", "cpu/dispatch.cpp", "cpu/kernels.cpp"]
+    names = ["cuda/engine.cu", "cuda/device.cpp", "cpu/engine.cpp", "cpu/dispatch.cpp", "cpu/kernels.cpp"]
+    sources = [*sorted(CSRC.glob("*.cpp")), *(CSRC / name for name in names)]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    return _link(folder / f"_C{suffix}", [CSRC / name for name in names], flags, shared=True)
+    return _link(folder / f"_C{suffix}", sources, flags, shared=True)
 
 
 def _link(target: Path, sources: list[Path], flags: list[str], *, shared: bool = False) -> Path:
