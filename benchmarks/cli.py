@@ -44,10 +44,9 @@ def everything(options: argparse.Namespace) -> int:
     report.training = train_all(options)
     print("\nClipping alone, against torch:\n")
     measure_all(report, options, select("quick", quick=options.quick))
-    print(f"{table.summary(report)}\n\n{table.origin(report)}")
-    status = finish(report, options)
+    print(table.summary(report))
     draw(report, options.out.parent)
-    return status
+    return finish(report, options)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -168,7 +168,9 @@ def gpt(report: Report) -> bool:
         axes.plot(curve(run["losses"]), color=colour, linewidth=width, label=run["name"])
     difference = result["largest_difference"]
     apart = "of different length" if difference is None else f"at most {difference:.1g} apart"
-    axes.set_title(f"A small GPT, clipped by torch and by fusedclip: losses {apart}\n{where(report)}", fontsize=10)
+    axes.set_title(
+        f"A small GPT, clipped by torch and by fusedclip: the losses are {apart}\n{where(report)}", fontsize=10
+    )
     axes.set_ylabel("loss (nats per byte)")
     axes.set_xlabel("step")
     axes.legend()
@@ -192,7 +194,7 @@ def lstm(report: Report) -> bool:
     panels[1].axhline(GUESSING, color=GREY, linestyle="--", linewidth=1)
     panels[1].set_ylabel("loss (nats per byte)")
     panels[1].set_xlabel("step")
-    figure.suptitle(f"An LSTM, SGD with rate {result['learning_rate']:g}\n{where(report)}", fontsize=10)
+    figure.suptitle(f"An LSTM, plain SGD with a rate of {result['learning_rate']:g}\n{where(report)}", fontsize=10)
     for axes, level, text in zip(panels, (result["max_norm"], GUESSING), (" max_norm", " guessing"), strict=True):
         axes.text(1.0, level, text, transform=axes.get_yaxis_transform(), va="center", color=GREY)
     return _finished(figure, *panels)
@@ -213,4 +215,5 @@ def _finished(figure: Any, *panels: Axes) -> bool:
 
 def where(report: Report) -> str:
     environment = report.environment
-    return f"{environment['device']}, {environment['threads']} threads, torch {environment['versions']['torch']}"
+    threads = f"{environment['threads']} thread{'s' if environment['threads'] > 1 else ''}"
+    return f"{environment['device']}, {threads}, torch {environment['versions']['torch']}"
