@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.contenders import TORCH_FOREACH
 from benchmarks.results import Measurement, Report, Row
-from benchmarks.table import duration, label, markdown, short
+from benchmarks.table import duration, label, markdown
 
 # Medians of two runs of the same code differ by up to about this much on a shared machine.
 TOLERANCE = 0.1
@@ -27,7 +28,7 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        if not separated(self.before, self.after):
+        if not self.separated:
             return "within noise"
         # A slower memory shows in the floor, a slower processor in torch's time; what moved between the two followed.
         slow, fast = max(1.0, self.floor, self.foreach), min(1.0, self.floor, self.foreach)
@@ -35,57 +36,33 @@ class Change:
             return "moved with the machine"
         return "faster" if self.ratio < fast else "slower"
 
-
-def separated(one: Measurement, other: Measurement) -> bool:
-    """True if the p20..p80 ranges lie apart and the medians differ by more than the tolerance."""
-    if None in (one.p20_us, one.p50_us, one.p80_us, other.p20_us, other.p50_us, other.p80_us):
-        return False
-    (low, middle, high), (other_low, other_middle, other_high) = _range(one), _range(other)
-    return (high < other_low or other_high < low) and abs(other_middle / middle - 1) > TOLERANCE
-
-
-def _range(one: Measurement) -> tuple[float, float, float]:
-    return one.p20_us or 0.0, one.p50_us or 0.0, one.p80_us or 0.0
+    @property
+    def separated(self) -> bool:
+        """True if the p20..p80 ranges lie apart and the medians differ by more than the tolerance."""
+        one, other = self.before, self.after
+        apart = (one.p80_us or 0) < (other.p20_us or 0) or (other.p80_us or 0) < (one.p20_us or 0)
+        return apart and abs(self.ratio - 1) > TOLERANCE
 
 
-def changes(first: Report, second: Report) -> list[Change]:
+def changes(first: Report, second: Report) -> Iterator[Change]:
     """All pairs that were timed in both reports."""
+    for old, new in in_both(first, second):
+        floor = (new.floor.p20_us or 1.0) / (old.floor.p20_us or 1.0)  # medians are disturbed more easily
+        foreach = growth(old.find(TORCH_FOREACH), new.find(TORCH_FOREACH))
+        for after in new.contenders:
+            before = old.find(after.contender)
+            if before and before.p50_us and after.p50_us:
+                other = 1.0 if after.contender == TORCH_FOREACH else foreach
+                yield Change(new, before, after, growth(before, after), floor, other)
+
+
+def in_both(first: Report, second: Report) -> list[tuple[Row, Row]]:
     rows = {row.key: row for row in first.rows}
-    found = []
-    for row in second.rows:
-        old_row = rows.get(row.key)
-        for after in row.contenders if old_row else []:
-            before = old_row.find(after.contender) if old_row else None
-            if old_row and before and before.p50_us and after.p50_us:
-                floor = (row.floor.p20_us or 1.0) / (old_row.floor.p20_us or 1.0)  # medians are disturbed more easily
-                torch_ = row.find(TORCH_FOREACH) if after.contender != TORCH_FOREACH else None
-                foreach = growth(old_row.find(TORCH_FOREACH), torch_)
-                found.append(Change(row, before, after, growth(before, after), floor, foreach))
-    return found
+    return [(rows[row.key], row) for row in second.rows if row.key in rows]
 
 
 def growth(old: Measurement | None, new: Measurement | None) -> float:
-    if not old or not new or not old.p50_us or not new.p50_us:
-        return 1.0
-    return new.p50_us / old.p50_us
-
-
-def only_in_one(first: Report, second: Report) -> list[str]:
-    """Rows that have nothing to be compared with."""
-    keys = {row.key for row in first.rows} ^ {row.key for row in second.rows}
-    return [label(row) for row in [*first.rows, *second.rows] if row.key in keys]
-
-
-def outcome_changed(first: Report, second: Report) -> list[str]:
-    """Contenders that the oracle passed in one report and failed in the other."""
-    rows = {row.key: row for row in first.rows}
-    return [
-        f"{label(row)}, {after.contender}: {before.failure or 'passed'} -> {after.failure or 'passed'}"
-        for row in second.rows
-        if row.key in rows
-        for after in row.contenders
-        if (before := rows[row.key].find(after.contender)) and bool(before.failure) != bool(after.failure)
-    ]
+    return new.p50_us / old.p50_us if old and new and old.p50_us and new.p50_us else 1.0
 
 
 def compare(first: Report, second: Report) -> str:
@@ -95,27 +72,26 @@ def compare(first: Report, second: Report) -> str:
         if change.row is not last:
             lines.append([f"**{label(change.row)}**", *[""] * 6])
             last = change.row
-        lines.append(
-            [
-                change.after.contender,
-                duration(change.before.p50_us),
-                duration(change.after.p50_us),
-                short(change.ratio, ".2f"),
-                short(change.floor, ".2f"),
-                short(change.foreach, ".2f"),
-                change.verdict,
-            ]
-        )
-    missing = only_in_one(first, second)
-    notes = [f"Only in one of the two: {', '.join(missing)}."] if missing else []
-    notes += outcome_changed(first, second)
-    return "\n".join([markdown(header, lines), "", *notes, _other_environment(first, second)]).strip()
+        times = [duration(one.p50_us) for one in (change.before, change.after)]
+        ratios = [f"{one:.2f}" for one in (change.ratio, change.floor, change.foreach)]
+        lines.append([change.after.contender, *times, *ratios, change.verdict])
+    return "\n".join([markdown(header, lines), "", *notes(first, second)]).strip()
 
 
-def _other_environment(first: Report, second: Report) -> str:
-    differing = [
-        f"{key}: {first.environment.get(key)} -> {second.environment.get(key)}"
-        for key in ("device", "threads", "versions", "commit")
-        if first.environment.get(key) != second.environment.get(key)
-    ]
-    return "Differs besides: " + "; ".join(differing) if differing else "Same device, threads, versions and commit."
+def notes(first: Report, second: Report) -> Iterator[str]:
+    """Rows that have nothing to be compared with, contenders whose answers became right or wrong, the environment."""
+    keys = {row.key for row in first.rows} ^ {row.key for row in second.rows}
+    if missing := [label(row) for row in [*first.rows, *second.rows] if row.key in keys]:
+        yield f"Only in one of the two: {', '.join(missing)}."
+    for old, new in in_both(first, second):
+        for after in new.contenders:
+            before = old.find(after.contender)
+            if before and bool(before.failure) != bool(after.failure):
+                outcomes = f"{before.failure or 'passed'} -> {after.failure or 'passed'}"
+                yield f"{label(new)}, {after.contender}: {outcomes}"
+    one, other = first.environment, second.environment
+    differing = [f"{key}: {one.get(key)} -> {other.get(key)}" for key in SAME if one.get(key) != other.get(key)]
+    yield "Differs besides: " + "; ".join(differing) if differing else f"Same {', '.join(SAME)}."
+
+
+SAME = ("device", "threads", "versions", "commit")

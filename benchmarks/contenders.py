@@ -1,9 +1,10 @@
-"""Who takes part: torch's foreach path, its loop, torch.compile of it, and fusedclip on each of its engines."""
+"""Who takes part, and the one place to add someone: a function that makes a Contender, and its name in `line_up`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,36 +13,54 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn import utils as torch_clip
 
-from benchmarks.operations import PASSES, Operation
+import fusedclip
+from benchmarks.operations import Operation
 
 Call = Callable[[Sequence[Parameter], float], Tensor | None]
 TORCH_FOREACH = "torch foreach"
 OURS = "fusedclip"
 # The order in which a device's engine is looked for when one has to stand for fusedclip.
 ENGINES = ("cuda", "triton", "cpu", "reference")
+# apex's and TransformerEngine's compiled modules: they take part where they can be imported.
+PEERS = {"apex": "amp_C", "TransformerEngine": "transformer_engine_torch"}
+PEERS_CHUNK = 65536  # elements per block, both libraries' default
+PEERS_EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A named way of doing the operations; an operation that it has no call for is left out of the table."""
+    """A named way of doing the operations; an operation that it has no call for is left out of the table.
+
+    `passes`: how often a call moves the gradients' bytes through memory, small reductions left out; an operation is
+    missing where that is the implementation's own affair.
+    """
 
     name: str
-    calls: dict[Operation, Call]
-    context: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
+    calls: Mapping[Operation, Call]
+    passes: Mapping[Operation, int] = field(default_factory=dict)
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
     def ours(self) -> bool:
         return self.name.startswith(OURS)
 
-    def passes(self, operation: Operation) -> int | None:
-        """How often the gradients' bytes are moved; None where that is the implementation's own affair."""
-        if self.name == f"{OURS} reference":
-            return None
-        return PASSES.get(OURS if self.ours else self.name, {}).get(operation)
+
+def line_up(device: torch.device, compiled: bool = False) -> list[Contender]:
+    """Every contender that can run on this device; of fusedclip's engines the preferred one first."""
+    return [
+        torch_contender(TORCH_FOREACH, foreach=True),
+        torch_contender("torch loop", foreach=False),
+        *([torch_compiled()] if compiled else []),
+        *(peers() if device.type == "cuda" else []),
+        *map(fusedclip_contender, engines_for(device)),
+    ]
 
 
-def gradients_of(parameters: Sequence[Parameter]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+def engines_for(device: torch.device) -> list[str]:
+    """fusedclip's engines for this device, the preferred one first."""
+    elsewhere = {"cpu": ("cuda", "triton"), "cuda": ("cpu",)}.get(device.type, ())
+    available = [engine for engine in fusedclip.backends.available() if engine not in elsewhere]
+    return sorted(available, key=ENGINES.index)
 
 
 def torch_contender(name: str, foreach: bool) -> Contender:
@@ -61,7 +80,10 @@ def torch_contender(name: str, foreach: bool) -> Contender:
     def norm(parameters: Sequence[Parameter], limit: float) -> Tensor:
         return torch_clip.get_total_norm(gradients_of(parameters), foreach=foreach)
 
-    return Contender(name, _table(clip, value, norms, norm))
+    # It reads for the norm, then reads and writes for the multiplication, which it never skips; its foreach clamp is
+    # two passes of both, its loop one.
+    calls, passes = (clip, clip, value, norms, norm), (3, 3, 4 if foreach else 2, 1, 1)
+    return Contender(name, _by_operation(calls), _by_operation(passes))
 
 
 def torch_compiled() -> Contender:
@@ -70,13 +92,10 @@ def torch_compiled() -> Contender:
     def clip(parameters: Sequence[Parameter], limit: float) -> Tensor:
         return torch_clip.clip_grad_norm_(parameters, limit, foreach=True)
 
-    compiled = torch.compile(clip)
-    return Contender("torch.compile", {Operation.NOT_CLIPPED: compiled, Operation.CLIPPED: compiled})
+    return Contender("torch.compile", *_clipping_alone(torch.compile(clip)))
 
 
 def fusedclip_contender(engine: str) -> Contender:
-    import fusedclip
-
     def clip(parameters: Sequence[Parameter], limit: float) -> Tensor:
         return fusedclip.clip_grad_norm_(parameters, limit)
 
@@ -89,38 +108,70 @@ def fusedclip_contender(engine: str) -> Contender:
     def norm(parameters: Sequence[Parameter], limit: float) -> Tensor:
         return fusedclip.get_total_norm(gradients_of(parameters))
 
-    def context() -> AbstractContextManager[Any]:
-        return fusedclip.backends.use(engine)
-
-    return Contender(f"{OURS} {engine}", _table(clip, value, norms, norm), context)
-
-
-def line_up(device: torch.device, compiled: bool = False) -> list[Contender]:
-    """Every contender that can run on this device."""
-    contenders = [torch_contender(TORCH_FOREACH, foreach=True), torch_contender("torch loop", foreach=False)]
-    if compiled:
-        contenders.append(torch_compiled())
-    if device.type == "cuda":
-        from benchmarks.peers import peers  # it needs this module
-
-        contenders += peers()
-    return [*contenders, *map(fusedclip_contender, engines_for(device))]
+    passes = {} if engine == "reference" else _by_operation((1, 3, 2, 1, 1))
+    calls = _by_operation((clip, clip, value, norms, norm))
+    return Contender(f"{OURS} {engine}", calls, passes, lambda: fusedclip.backends.use(engine))
 
 
-def engines_for(device: torch.device) -> list[str]:
-    """fusedclip's engines for this device, the preferred one first."""
-    import fusedclip
+def peers() -> list[Contender]:
+    """apex's and TransformerEngine's multi-tensor kernels, where they are installed."""
+    found = []
+    for name, module in PEERS.items():
+        with suppress(ImportError):  # it stays out of the table
+            found.append(multi_tensor(name, importlib.import_module(module)))
+    return found
 
-    elsewhere = {"cpu": ("cuda", "triton"), "cuda": ("cpu",)}.get(device.type, ())
-    available = [engine for engine in fusedclip.backends.available() if engine not in elsewhere]
-    return sorted(available, key=ENGINES.index)
+
+def multi_tensor(name: str, kernels: Any) -> Contender:
+    """Norm and scaling as apex.contrib.clip_grad and Megatron-LM compose them, one launch sequence per dtype."""
+
+    def flag_on(device: torch.device) -> Tensor:
+        return torch.zeros(1, dtype=torch.int32, device=device)
+
+    def norm(parameters: Sequence[Parameter], limit: float) -> Tensor:
+        gradients = gradients_of(parameters)
+        flag = flag_on(gradients[0].device)
+        norms: list[Tensor] = [
+            kernels.multi_tensor_l2norm(PEERS_CHUNK, flag, [group], False)[0] for group in by_dtype(gradients)
+        ]
+        return norms[0][0] if len(norms) == 1 else torch.linalg.vector_norm(torch.cat(norms))
+
+    def scale(group: list[Tensor], coefficient: Tensor) -> None:
+        """By the kernel that takes its factor from the device, or the older one, for which the host has to wait."""
+        arguments = (PEERS_CHUNK, flag_on(coefficient.device), [group, group])
+        if hasattr(kernels, "multi_tensor_scale_tensor"):
+            kernels.multi_tensor_scale_tensor(*arguments, coefficient)
+        else:
+            kernels.multi_tensor_scale(*arguments, float(coefficient))
+
+    def clip(parameters: Sequence[Parameter], limit: float) -> Tensor:
+        total = norm(parameters, limit)
+        coefficient = (limit / (total + PEERS_EPS)).clamp(max=1.0)
+        for group in by_dtype(gradients_of(parameters)):
+            scale(group, coefficient)
+        return total
+
+    calls, passes = _clipping_alone(clip)
+    return Contender(name, {**calls, Operation.NORM: norm}, {**passes, Operation.NORM: 1})
 
 
-def _table(clip: Call, value: Call, norms: Call, norm: Call) -> dict[Operation, Call]:
-    return {
-        Operation.NOT_CLIPPED: clip,
-        Operation.CLIPPED: clip,
-        Operation.VALUE: value,
-        Operation.PER_TENSOR_NORMS: norms,
-        Operation.NORM: norm,
-    }
+def by_dtype(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The peers' kernels take the first tensor's dtype for that of all."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for gradient in gradients:
+        groups.setdefault(gradient.dtype, []).append(gradient)
+    return list(groups.values())
+
+
+def gradients_of(parameters: Sequence[Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _by_operation(in_order: Sequence[Any]) -> dict[Operation, Any]:
+    """For not clipped, clipped, by value, per-tensor norms, norm."""
+    return dict(zip(Operation, in_order, strict=True))
+
+
+def _clipping_alone(clip: Call) -> tuple[dict[Operation, Call], dict[Operation, int]]:
+    """What clips only, in torch's three passes whether it has to or not."""
+    return {Operation.NOT_CLIPPED: clip, Operation.CLIPPED: clip}, {Operation.NOT_CLIPPED: 3, Operation.CLIPPED: 3}

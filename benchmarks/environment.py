@@ -32,22 +32,12 @@ def describe(device: torch.device) -> dict[str, Any]:
 def gpu(device: torch.device) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(device)
     return {
-        "driver": driver(),
+        "driver": _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "compute_capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "device_memory": properties.total_memory,
         "cuda_runtime": torch.version.cuda,
     }
-
-
-def driver() -> str | None:
-    """Its version as nvidia-smi tells it, None where that is not to be had."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.splitlines()[0].strip() if done.stdout.strip() else None
 
 
 def device_name(device: torch.device) -> str:
@@ -57,11 +47,9 @@ def device_name(device: torch.device) -> str:
 def cpu_name() -> str:
     """The processor's marketing name, where the system tells it."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:
@@ -76,13 +64,14 @@ def versions() -> dict[str, str]:
 
 def commit() -> dict[str, Any]:
     """The commit that was measured, and whether tracked files differ from it."""
-    head = _git("rev-parse", "--verify", "HEAD")
-    return {"hash": head, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if head else None}
+    head = _output_of("git", "rev-parse", "--verify", "HEAD")
+    return {"hash": head, "dirty": bool(_output_of("git", "status", "--porcelain", "-uno")) if head else None}
 
 
-def _git(*arguments: str) -> str | None:
+def _output_of(*command: str) -> str | None:
+    """What the command prints, None where it is not to be had."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -13,10 +13,11 @@ from torch.nn import Parameter
 
 import fusedclip
 from benchmarks import workloads
+from benchmarks.contenders import gradients_of
 from benchmarks.gradients import SPREAD, Gradients
 from benchmarks.operations import CLIP_VALUE, Operation
 from benchmarks.suites import BOTH, FP32, Case, Suite
-from benchmarks.timing import Entry
+from benchmarks.timing import Entry, nothing
 
 PLAIN = "1000x256"
 # Of parameters, the limit for their norm taken together, and that norm.
@@ -27,26 +28,14 @@ def clip(parameters: Sequence[Parameter], limit: float, norm: Tensor) -> object:
     return fusedclip.clip_grad_norm_(parameters, limit)
 
 
-def clip_or_raise(parameters: Sequence[Parameter], limit: float, norm: Tensor) -> object:
-    return fusedclip.clip_grad_norm_(parameters, limit, error_if_nonfinite=True)
-
-
 def clip_each(parameters: Sequence[Parameter], limit: float, norm: Tensor) -> object:
     return fusedclip.clip_grad_norm_per_tensor_(parameters, limit / math.sqrt(len(parameters)))
 
 
-def clip_value(parameters: Sequence[Parameter], limit: float, norm: Tensor) -> object:
-    fusedclip.clip_grad_value_(parameters, CLIP_VALUE)
-    return None
-
-
-def norms(parameters: Sequence[Parameter], limit: float, norm: Tensor) -> object:
-    return fusedclip.get_per_tensor_norms([parameter.grad for parameter in parameters if parameter.grad is not None])
-
-
-def scale(parameters: Sequence[Parameter], limit: float, norm: Tensor) -> object:
-    fusedclip.clip_grads_with_norm_(parameters, limit, norm)
-    return None
+def with_gradient(gradient: Tensor) -> Parameter:
+    parameter = Parameter(torch.empty_like(gradient))
+    parameter.grad = gradient
+    return parameter
 
 
 def strided(like: Tensor) -> Parameter:
@@ -57,38 +46,35 @@ def complex_(like: Tensor) -> Parameter:
     return with_gradient(torch.empty(like.numel() // 2, dtype=torch.complex64, device=like.device))
 
 
-def with_gradient(gradient: Tensor) -> Parameter:
-    parameter = Parameter(torch.empty_like(gradient))
-    parameter.grad = gradient
-    return parameter
-
-
-def missing(like: Tensor) -> Parameter:
-    return Parameter(torch.empty_like(like))
-
-
 @dataclass(frozen=True)
 class Odd:
     """`call` on the plain list, in whose middle `instead` has replaced one parameter and to which `twice` are added."""
 
-    call: Call
-    plain: Call
+    call: Call = clip
     instead: Callable[[Tensor], Parameter] | None = None
     twice: int = 0
     operations: tuple[Operation, ...] = BOTH
 
 
+NOT_CLIPPED, CLIPPED = BOTH
 ODD: dict[str, Odd] = {
-    "one strided gradient": Odd(clip, clip, strided),
-    "one complex gradient": Odd(clip, clip, complex_),
-    "per-tensor clip, one without a gradient": Odd(clip_each, clip_each, missing),
-    "one listed twice": Odd(clip, clip, twice=1),
-    "all listed twice": Odd(clip, clip, twice=1_000),
-    "per-tensor clip": Odd(clip_each, clip),
-    "get_per_tensor_norms": Odd(norms, clip, operations=(Operation.NOT_CLIPPED,)),
-    "clip_grads_with_norm_": Odd(scale, clip),
-    "error_if_nonfinite=True": Odd(clip_or_raise, clip),
-    "clip_grad_value_": Odd(clip_value, clip, operations=(Operation.CLIPPED,)),
+    "one strided gradient": Odd(instead=strided),
+    "one complex gradient": Odd(instead=complex_),
+    "per-tensor clip, one without a gradient": Odd(clip_each, instead=lambda like: Parameter(torch.empty_like(like))),
+    "one listed twice": Odd(twice=1),
+    "all listed twice": Odd(twice=1_000),
+    "per-tensor clip": Odd(clip_each),
+    "get_per_tensor_norms": Odd(
+        lambda parameters, limit, norm: fusedclip.get_per_tensor_norms(gradients_of(parameters)),
+        operations=(NOT_CLIPPED,),
+    ),
+    "clip_grads_with_norm_": Odd(fusedclip.clip_grads_with_norm_),
+    "error_if_nonfinite=True": Odd(
+        lambda parameters, limit, norm: fusedclip.clip_grad_norm_(parameters, limit, error_if_nonfinite=True)
+    ),
+    "clip_grad_value_": Odd(
+        lambda parameters, limit, norm: fusedclip.clip_grad_value_(parameters, CLIP_VALUE), operations=(CLIPPED,)
+    ),
 }
 SUITE = Suite(
     tuple(Case(name, FP32, operation) for name, one in ODD.items() for operation in one.operations),
@@ -108,21 +94,20 @@ def entries(case: Case, device: torch.device, seed: int) -> list[Entry]:
         alone = [listed[middle]] if listed[middle].grad is not None else []
     listed += plain[: odd.twice]
     norm = torch.linalg.vector_norm(gradients.flats[0])
-    limit = case.operation.limit(float(norm))
 
     def restore() -> None:
         gradients.restore()
-        for parameter in alone:
-            assert parameter.grad is not None
-            parameter.grad.fill_(SPREAD)
+        for gradient in gradients_of(alone):
+            gradient.fill_(SPREAD)
 
     restore()
-    own = math.hypot(*(float(parameter.grad.norm()) for parameter in alone if parameter.grad is not None))
-    before = restore if case.operation.writes else lambda: None
+    before = restore if case.operation.writes else nothing
+    own = math.hypot(*(float(gradient.norm()) for gradient in gradients_of(alone)))
+    limit, limit_alone = case.operation.limit(float(norm)), case.operation.limit(own)
+    # The plain list of "per-tensor clip, one without" is clipped per tensor too.
+    beside = odd.call if odd.instead is not None else clip
     found = [
         Entry("call", partial(odd.call, listed, limit, norm), before),
-        Entry("plain", partial(odd.plain, plain, limit, norm), before),
+        Entry("plain", partial(beside, plain, limit, norm), before),
     ]
-    if alone:
-        found.append(Entry("alone", partial(odd.call, alone, case.operation.limit(own), norm), before))
-    return found
+    return found + [Entry("alone", partial(odd.call, alone, limit_alone, norm), before)] * bool(alone)

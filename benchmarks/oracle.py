@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,10 +75,6 @@ def norm_of(flat: Tensor) -> float:
     return math.sqrt(math.fsum(square_sum(part) for (part,) in chunks(flat)))
 
 
-def per_tensor_norms(flat: Tensor, sizes: list[int]) -> Tensor:
-    return torch.tensor([norm_of(piece) for piece in torch.split(flat, sizes)], dtype=torch.float64)
-
-
 def ulp(values: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     """The distance between neighbours in `dtype` around each of these fp64 values (subnormals included)."""
     info, out = torch.finfo(dtype), torch.empty_like(values) if out is None else out
@@ -86,14 +82,16 @@ def ulp(values: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor
     return out.mul_(info.eps).clamp_min_(info.smallest_normal * info.eps)
 
 
-def judge_norms(got: Tensor, right: Tensor, bound: float) -> Verdict:
+Judged = tuple[float, str]  # an error, and the reason for failing
+
+
+def judge_norms(got: Tensor, right: Tensor, bound: float) -> Judged:
     error = (got.detach().double().cpu().reshape(-1) - right).abs() / right
     worst = float(error.max())
-    passed = bool((error <= bound).all())
-    return Verdict(worst, 0.0, "" if passed else f"norm off by {worst:.1e}, allowed {bound:.0e}")
+    return worst, "" if bool((error <= bound).all()) else f"norm off by {worst:.1e}, allowed {bound:.0e}"
 
 
-def judge_elements(before: Tensor, after: Tensor, coefficient: float, bounds: Bounds) -> Verdict:
+def judge_elements(before: Tensor, after: Tensor, coefficient: float, bounds: Bounds) -> Judged:
     """Elements must be `before * coefficient` within the bounds; the same bits where the coefficient is one."""
     scratch = scratch_for(before, 4)
     errors, passed = [0.0], True
@@ -105,13 +103,8 @@ def judge_elements(before: Tensor, after: Tensor, coefficient: float, bounds: Bo
         torch.mul(unit, bounds.ulp, out=allowed).add_(right.abs_(), alpha=bounds.coefficient)
         passed &= bool((error <= allowed).all())
         errors.append(float(error.div_(unit).max()))
-    worst_ulp = float(np.max(errors))  # keeps NaN, unlike Python's
-    return Verdict(0.0, worst_ulp, "" if passed else f"elements off by {worst_ulp:.2f} ulp, allowed {bounds.ulp}")
-
-
-def judge_same(right: Tensor, after: Tensor, what: str) -> Verdict:
-    """The same values, and no NaN: torch.equal is false for it."""
-    return Verdict(0.0, 0.0, "" if torch.equal(right, after) else what)
+    worst = float(np.max(errors))  # keeps NaN, unlike Python's
+    return worst, "" if passed else f"elements off by {worst:.2f} ulp, allowed {bounds.ulp}"
 
 
 @dataclass(frozen=True)
@@ -133,33 +126,28 @@ class Oracle:
         self, operation: Operation, limit: float, result: Tensor | None, after: list[Tensor], ours: bool
     ) -> Verdict:
         """The verdict on what one call returned and on what it made of the gradients."""
-        bounds = [bounds_for(ours, flat.dtype, flat.numel()) for flat in self.before]
-        pairs = zip(self.before, after, strict=True)
         if operation is Operation.VALUE:
-            return worst(judge_same(old.clamp(-limit, limit), new, "clamped elements differ") for old, new in pairs)
+            same = all(torch.equal(old.clamp(-limit, limit), new) for old, new in zip(self.before, after, strict=True))
+            return Verdict(0.0, 0.0, "" if same else "clamped elements differ")
         if result is None:
             return Verdict(math.nan, math.nan, "returned nothing")
-        norms = judge_norms(result, self._norms(operation), max(one.norm for one in bounds))
+        bounds = [bounds_for(ours, flat.dtype, flat.numel()) for flat in self.before]
+        norm_error, failure = judge_norms(result, self._norms(operation), max(one.norm for one in bounds))
         if operation is Operation.CLIPPED:
             coefficient = limit / (self.norm + 1e-6)
             wider = max(one.coefficient for one in bounds)  # a norm is rounded once, for all dtypes
-            elements = worst(
+            elements = [
                 judge_elements(old, new, coefficient, replace(own, coefficient=wider))
-                for (old, new), own in zip(pairs, bounds, strict=True)
-            )
+                for old, new, own in zip(self.before, after, bounds, strict=True)
+            ]
         else:
-            elements = worst(judge_same(*pair, "gradients changed although nothing is to be clipped") for pair in pairs)
-        return Verdict(norms.norm_error, elements.ulp_error, "; ".join(filter(None, (norms.failure, elements.failure))))
+            same = all(map(torch.equal, self.before, after))  # false for NaN
+            elements = [(0.0, "" if same else "gradients changed although nothing is to be clipped")]
+        ulps, failures = zip(*elements, strict=True)
+        return Verdict(norm_error, float(np.max(ulps)), "; ".join(filter(None, (failure, *failures))))
 
     def _norms(self, operation: Operation) -> Tensor:
-        if operation is Operation.PER_TENSOR_NORMS:
-            (flat,) = self.before
-            return per_tensor_norms(flat, self.sizes)
-        return torch.tensor([self.norm], dtype=torch.float64)
-
-
-def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """One verdict on elements for those of all dtypes."""
-    every = list(verdicts)
-    failures = "; ".join(one.failure for one in every if one.failure)
-    return Verdict(0.0, float(np.max([one.ulp_error for one in every])), failures)  # keeps NaN, unlike Python's
+        if operation is not Operation.PER_TENSOR_NORMS:
+            return torch.tensor([self.norm], dtype=torch.float64)
+        (flat,) = self.before
+        return torch.tensor([norm_of(piece) for piece in torch.split(flat, self.sizes)], dtype=torch.float64)

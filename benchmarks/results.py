@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
@@ -63,7 +63,12 @@ class Row:
         return self.workload.startswith("host-")
 
     @property
-    def restless(self) -> str:
+    def is_step(self) -> bool:
+        """Whether its ways are of an optimizer's step, the first the base of the others, and not of the operations."""
+        return self.operation.startswith(("step", "unscale"))
+
+    @property
+    def disturbance(self) -> str:
         """A warning if something else was using the machine: on an idle one a plain sum takes much the same time."""
         low, high = self.floor.p20_us, self.floor.p80_us
         # Sums of a few microseconds scatter more than this by themselves.
@@ -106,19 +111,22 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    """What clipping adds to an optimizer's step, a line per way and limit."""
+    """Of each experiment its runs with their curves: a loss and a gradient norm per step."""
     gpu: dict[str, Any] = field(default_factory=dict)
     """Of a GPU run: hashes of the kernels' sources, checks, ceilings; empty otherwise."""
+    versus: dict[str, Any] = field(default_factory=dict)
+    """Of a comparison of two versions: what each side was, and the times of every round; empty otherwise."""
+
+    @property
+    def wrong(self) -> bool:
+        """Whether one of our engines gave a wrong answer anywhere."""
+        return any(one.failure for row in self.rows for one in row.contenders if one.contender.startswith("fusedclip"))
 
     def save(self, path: Path) -> None:
         """Write the JSON; date, device and the like of the environment stand at its top level."""
-        content = {"schema": SCHEMA, **self.environment, "suite": self.suite, "seed": self.seed}
+        parts = asdict(self)
+        content = {"schema": SCHEMA, **parts.pop("environment"), **parts}
         content["claims"] = [asdict(claim) | {"holds": claim.holds} for claim in self.claims]
-        content["rows"] = [asdict(row) for row in self.rows]
-        content["training"] = self.training
-        content["steps"] = self.steps
-        content["gpu"] = self.gpu
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(".part")  # whoever is cut off while writing leaves the file of before
         half.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
@@ -127,14 +135,13 @@ class Report:
     @classmethod
     def load(cls, path: Path) -> Report:
         content = json.loads(path.read_text())
-        if content.get("schema") != SCHEMA:
-            raise ValueError(f"{path}: schema {content.get('schema')!r}, this version reads {SCHEMA}")
-        rows = [_row(row) for row in content.pop("rows")]
+        if (schema := content.pop("schema", None)) not in (1, SCHEMA):
+            raise ValueError(f"{path}: schema {schema!r}, this version reads 1 and {SCHEMA}")
+        steps = _rows_of_steps(content.pop("steps", []), content)
+        rows = [_row(row) for row in content.pop("rows")] + steps
         claims = [_claim(claim) for claim in content.pop("claims")]
-        training, suite, seed = content.pop("training"), content.pop("suite"), content.pop("seed")
-        steps, gpu = content.pop("steps", []), content.pop("gpu", {})
-        del content["schema"]
-        return cls(content, suite, seed, rows, claims, training, steps, gpu)
+        parts = {name: content.pop(name) for name in ("suite", "seed", "training", "gpu", "versus") if name in content}
+        return cls(environment=content, rows=rows, claims=claims, **parts)
 
 
 def _claim(content: dict[str, Any]) -> Claim:
@@ -147,6 +154,19 @@ def _row(content: dict[str, Any]) -> Row:
     floor = Measurement(**content.pop("floor"))
     contenders = [Measurement(**one) for one in content.pop("contenders")]
     return Row(**content, floor=floor, contenders=contenders)
+
+
+def _rows_of_steps(steps: list[dict[str, Any]], environment: dict[str, Any]) -> list[Row]:
+    """In schema 1 what clipping adds to a step was a list of its own, a line per way and limit, of GPT-2 on the CPU."""
+    rows: dict[str, Row] = {}
+    for one in steps:
+        operation = f"{'unscale' if 'unscale' in one['way'] else 'step'}, {one['operation']}"
+        size, threads = one["nbytes"], environment["threads"]
+        shape = (148, size // 4, size, "float32", operation, "cpu", threads)
+        row = rows.setdefault(operation, Row("gpt2", "GPT-2 124M", None, *shape, Measurement("not measured")))
+        times = {name: one[name] for name in ("samples", "p20_us", "p50_us", "p80_us")}
+        row.contenders.append(Measurement(one["way"], device_us=one["p50_us"], **times))
+    return list(rows.values())
 
 
 def _finite(value: Any) -> Any:

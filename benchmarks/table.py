@@ -41,23 +41,44 @@ def label(row: Row) -> str:
 
 
 def summary(report: Report) -> str:
-    """One line per row: torch's foreach path beside fusedclip's preferred engine. This is the README's table."""
+    """Everything at a glance: the README's tables."""
+    clips, steps = [row for row in report.rows if not row.is_step], [row for row in report.rows if row.is_step]
+    return "\n\n".join(([clipping(clips)] if clips else []) + ([stepping(steps)] if steps else []))
+
+
+def clipping(rows: Sequence[Row]) -> str:
+    """One line per row: torch's foreach path beside fusedclip's preferred engine."""
     header = ["gradients", "torch foreach", "fusedclip", "ratio", "GB/s", "of read floor", "error torch", "error ours"]
-    return markdown(header, [_summary_row(row) for row in report.rows if row.ours is not None])
+    return markdown(header, [_clipping_line(row) for row in rows if row.ours is not None])
 
 
-def _summary_row(row: Row) -> list[str]:
+def _clipping_line(row: Row) -> list[str]:
     torch_, ours = row.find(TORCH_FOREACH) or Measurement(TORCH_FOREACH), row.ours or Measurement("fusedclip")
     return [
         label(row),
-        "failed" if torch_.failure else duration(torch_.p50_us),
-        "failed" if ours.failure else duration(ours.p50_us),
+        *(time_of(one, one.p50_us) for one in (torch_, ours)),
         short(ours.ratio_to_foreach, ".1f", "x"),
         short(ours.gb_per_s, ".1f"),
         short(ours.floor_fraction, ".0%"),
         short(torch_.norm_error, ".0e"),
         short(ours.norm_error, ".0e"),
     ]
+
+
+def stepping(rows: Sequence[Row]) -> str:
+    """One line per way: its time with a limit that does not clip and one that does, and the ratio to the first way."""
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        base = row.contenders[0].device_us or 1.0
+        for one in row.contenders:
+            us = one.device_us
+            lines.setdefault(one.contender, []).extend((time_of(one, us), short(us and us / base, ".2f")))
+    header = ["", "not clipped", "ratio", "clipped", "ratio"]
+    return markdown(header, [[name, *(cells + [MISSING] * 4)[:4]] for name, cells in lines.items()])
+
+
+def time_of(one: Measurement, us: float | None) -> str:
+    return "failed" if one.failure else duration(us)
 
 
 def details(report: Report) -> str:

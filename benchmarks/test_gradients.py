@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import peers
-from benchmarks.contenders import TORCH_FOREACH, fusedclip_contender, torch_contender
+from benchmarks.contenders import TORCH_FOREACH, fusedclip_contender, multi_tensor, torch_contender
 from benchmarks.gradients import Gradients, dtypes_of
 from benchmarks.measure import Settings, run_suite
 from benchmarks.operations import Operation
@@ -37,7 +36,7 @@ def fake_kernels(scales: list[str]) -> Any:
 @pytest.mark.parametrize("scales", [["multi_tensor_scale"], ["multi_tensor_scale", "multi_tensor_scale_tensor"]])
 @pytest.mark.parametrize("dtype", ["float32", "mixed"])
 def test_peers_are_called_as_their_libraries_call_them(scales: list[str], dtype: str) -> None:
-    contender = peers.multi_tensor("apex", fake_kernels(scales=scales))
+    contender = multi_tensor("apex", fake_kernels(scales=scales))
     cases = tuple(Case("host-10x256", dtype, operation) for operation in contender.calls)
     for row in run_suite(Suite(cases, 0.01), Settings(CPU, [contender]), lambda case: None):
         assert not row.contenders[0].failure

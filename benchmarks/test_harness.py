@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from benchmarks import claims, compare, plots, table, workloads
+from benchmarks import compare, plots, table, workloads
 from benchmarks.contenders import TORCH_FOREACH, Contender, torch_contender
 from benchmarks.measure import Settings, run_suite
 from benchmarks.operations import Operation
 from benchmarks.oracle import ulp
+from benchmarks.release import bars
 from benchmarks.results import Claim, Measurement, Report, Row
 from benchmarks.suites import SUITES, Suite, cases
-from benchmarks.timing import Budget, Entry, cpu_clock, take_turns
-from benchmarks.train.duel import largest_difference
+from benchmarks.timing import Budget, Entry, take_turns
 from benchmarks.train.experiments import outcome
+from benchmarks.train.pair import largest_difference
 
 CPU = torch.device("cpu")
 
@@ -136,13 +137,17 @@ def row_with(ours_us: float, torch_us: float, floor_us: float) -> Row:
     return Row("gpt2", "GPT-2", None, 1, 1, 4, "float32", "not clipped", "cpu", 2, floor, [foreach, ours])
 
 
+def claims_of(row: Row) -> list[Claim]:
+    return bars.claims(report_of([row]))
+
+
 def test_a_ratio_that_falls_short_counts_by_the_read_floor() -> None:
-    enough, at_the_floor, slow = (claims.claims([row_with(ours, 30.0, 9.5)])[0] for ours in (9.0, 10.0, 12.0))
+    enough, at_the_floor, slow = (claims_of(row_with(ours, 30.0, 9.5))[0] for ours in (9.0, 10.0, 12.0))
     assert enough.holds
     assert enough.unit == "x"
     assert at_the_floor.holds
     assert at_the_floor.value == pytest.approx(0.95)
-    assert "3.00x torch foreach falls short" in at_the_floor.note
+    assert "3.00x falls short of 3.3x" in at_the_floor.note
     assert not slow.holds
     assert slow.value == pytest.approx(2.5)
 
@@ -150,14 +155,14 @@ def test_a_ratio_that_falls_short_counts_by_the_read_floor() -> None:
 def test_a_wrong_answer_fails_its_claims() -> None:
     row = row_with(9.0, 30.0, 9.5)
     row.contenders[1] = Measurement("fusedclip cpu", failure="norm off", norm_error=math.nan)
-    assert [claim.holds for claim in claims.claims([row])] == [False, False]
+    assert [claim.holds for claim in claims_of(row)] == [False, False]
 
 
 def test_a_disturbed_floor_excuses_nothing_and_is_told() -> None:
     row = row_with(12.0, 30.0, 9.5)
     row.bytes = 1 << 20
     row.floor.p50_us = row.floor.p80_us = 500.0
-    (claim,) = [claim for claim in claims.claims([row]) if claim.unit == "x"]
+    (claim,) = [claim for claim in claims_of(row) if claim.unit == "x"]
     assert not claim.holds
     assert "busy" in claim.note
 
@@ -165,7 +170,7 @@ def test_a_disturbed_floor_excuses_nothing_and_is_told() -> None:
 def test_compare_tells_a_change_from_a_slower_machine() -> None:
     before = report_of([row_with(10.0, 30.0, 9.0)])
     verdicts = [
-        compare.changes(before, report_of([row_with(*after, 9.0)]))[1].verdict
+        list(compare.changes(before, report_of([row_with(*after, 9.0)])))[1].verdict
         for after in ((8.0, 30.0), (13.0, 30.0), (20.0, 60.0), (10.5, 30.0))
     ]
     assert verdicts == ["faster", "slower", "moved with the machine", "within noise"]
@@ -183,5 +188,5 @@ def test_training_verdicts_follow_the_losses() -> None:
 
 def test_a_slow_contender_does_not_use_up_the_others_rounds() -> None:
     entries = [Entry("slow", lambda: time.sleep(0.02)), Entry("fast", lambda: None)]
-    samples = take_turns(entries, cpu_clock, Budget(seconds=0.1, most=50), seed=0)
-    assert (len(samples["slow"].wall), len(samples["fast"].wall)) == (3, 50)
+    samples = take_turns(entries, CPU, Budget(seconds=0.1, most=50), seed=0)
+    assert (len(samples["slow"]), len(samples["fast"])) == (3, 50)

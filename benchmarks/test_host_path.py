@@ -26,7 +26,7 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_call(benchmark: BenchmarkFixture, subject: Subject, operation: Operation, name: str) -> None:
     contender, limit = CONTENDERS[name], operation.limit(subject.right.norm)
-    verdict = judge(contender, operation, limit, subject)
+    verdict = judge(contender, operation, subject)
     assert not verdict.failure, verdict.failure
     benchmark.group = f"{subject.workload.title}, {operation.value}"
 

@@ -103,7 +103,7 @@ def test_a_version_is_no_slower_than_itself(
     python, out = environment(tmp_path / "one"), tmp_path / "result.json"
     assert main(["versus", str(python), str(python), *SMALL, "--out", str(out)]) == 0
     said = capsys.readouterr().out
-    result = json.loads(out.read_text())
+    result = json.loads(out.read_text())["versus"]
     assert all(one["file"].startswith(str(tmp_path / "one")) for one in result["sides"].values())
     assert all(f"{side}: fusedclip" in said for side in (OLD, NEW, AGAIN))
     (found,) = result["rows"]

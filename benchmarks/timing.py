@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,39 +18,37 @@ import torch
 # are in the cache after a backward pass as well.
 FLUSH_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}
 FLUSH_FROM = {"cpu": 16 << 20, "cuda": 0}
+CYCLES_PER_NS = 2.5  # more than any GPU's clock: being busy for too long costs nothing but time
+HEAD_START_NS = 20_000
+
+
+def nothing() -> None:
+    pass
 
 
 @dataclass
 class Entry:
-    """One that takes its turn: what is timed, and what has to happen before without being timed."""
+    """One that takes its turn: what is timed, and what has to happen before without being timed.
+
+    `passes`: how often it moves the gradients' bytes, None where nobody knows.
+    """
 
     name: str
     call: Callable[[], object]
-    before: Callable[[], object] = field(default=lambda: None)
-    context: Callable[[], AbstractContextManager[Any]] = field(default=nullcontext)
+    before: Callable[[], object] = nothing
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    passes: int | None = None
 
 
-@dataclass(frozen=True)
-class Times:
-    """Nanoseconds of a call: until its work was done, until it returned, and of the device's work alone."""
+class Times(NamedTuple):
+    """Nanoseconds of a call: until its work was done, until it returned, and of the device's work alone.
+
+    On the CPU all three are the same.
+    """
 
     wall: float
     host: float
     device: float
-
-
-@dataclass
-class Samples:
-    """The times of every call of one entry; on the CPU all three are the same."""
-
-    wall: list[float] = field(default_factory=list)
-    host: list[float] = field(default_factory=list)
-    device: list[float] = field(default_factory=list)
-
-    def add(self, times: Times) -> None:
-        self.wall.append(times.wall)
-        self.host.append(times.host)
-        self.device.append(times.device)
 
 
 @dataclass(frozen=True)
@@ -65,18 +63,20 @@ class Budget:
     least: int = 7
     most: int = 2000
 
-    def exhausted_by(self, samples: Samples) -> bool:
-        return len(samples.wall) >= 3 and sum(samples.wall) > self.seconds / 2 * 1e9
+    def exhausted_by(self, samples: Sequence[Times]) -> bool:
+        return len(samples) >= 3 and sum(one.wall for one in samples) > self.seconds / 2 * 1e9
+
+    def rounds(self) -> Iterator[int]:
+        deadline = time.perf_counter() + self.seconds
+        for done in range(self.most):
+            if done >= self.least and time.perf_counter() > deadline:
+                return
+            yield done
 
 
-class Clock(Protocol):
-    """Times one turn of an entry."""
-
-    def __call__(self, entry: Entry) -> Times: ...
-
-
-def cpu_clock(entry: Entry) -> Times:
+def cpu_clock(entry: Entry, flush: Callable[[], object] = nothing) -> Times:
     entry.before()
+    flush()
     with entry.context():
         start = time.perf_counter_ns()
         entry.call()
@@ -84,23 +84,20 @@ def cpu_clock(entry: Entry) -> Times:
     return Times(spent, spent, spent)
 
 
-def cuda_clock(entry: Entry) -> Times:
+def cuda_clock(entry: Entry, flush: Callable[[], object] = nothing) -> Times:
     """Two calls. On an idle stream: the wall time holds the launches' latency, as a program that waits sees it. Then
     behind a stream that is kept busy until the host is through: the device's time alone, as a training step sees it,
     whose host runs ahead.
     """
-    wall, host = _between_events(entry)
-    return Times(wall, host, _between_events(entry, busy_for=host)[0])
+    wall, host = _between_events(entry, flush)
+    return Times(wall, host, _between_events(entry, flush, busy_for=host)[0])
 
 
-CYCLES_PER_NS = 2.5  # more than any GPU's clock: being busy for too long costs nothing but time
-HEAD_START_NS = 20_000
-
-
-def _between_events(entry: Entry, busy_for: float | None = None) -> tuple[float, float]:
+def _between_events(entry: Entry, flush: Callable[[], object], busy_for: float | None = None) -> tuple[float, float]:
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     end.record()  # an event is created when it is first recorded: not between the two
     entry.before()
+    flush()
     with entry.context():
         torch.cuda.synchronize()
         if busy_for is not None:
@@ -114,44 +111,40 @@ def _between_events(entry: Entry, busy_for: float | None = None) -> tuple[float,
     return begin.elapsed_time(end) * 1e6, host
 
 
-def clock_for(device: torch.device) -> Clock:
-    return cuda_clock if device.type == "cuda" else cpu_clock
-
-
 def flusher(device: torch.device, workload_bytes: int) -> Callable[[], object]:
     """A function that clears the cache of other data, or does nothing if the workload is small."""
     if workload_bytes < FLUSH_FROM[device.type]:
-        return lambda: None
+        return nothing
     scratch = torch.ones(FLUSH_BYTES[device.type] // 8, dtype=torch.int64, device=device)
     return scratch.sum
 
 
 def take_turns(
-    entries: Sequence[Entry], clock: Clock, budget: Budget, seed: int, progress: Callable[[], object] = lambda: None
-) -> dict[str, Samples]:
+    entries: Sequence[Entry],
+    device: torch.device,
+    budget: Budget,
+    seed: int,
+    flush: Callable[[], object] = nothing,
+) -> dict[str, list[Times]]:
     """Time all entries round by round, each round in a random order, so that drift and predecessors even out."""
+    clock = cuda_clock if device.type == "cuda" else cpu_clock
     shuffle = random.Random(seed).shuffle
-    samples = {entry.name: Samples() for entry in entries}
+    samples: dict[str, list[Times]] = {entry.name: [] for entry in entries}
     order = list(entries)
     gc.collect()
-    deadline = time.perf_counter() + budget.seconds
     gc.disable()  # as timeit does: a collection would fall on whoever is next
     try:
-        for done in range(budget.most):
-            if done >= budget.least and time.perf_counter() > deadline:
-                break
+        for _ in budget.rounds():
             shuffle(order)
             for entry in order:
-                if budget.exhausted_by(samples[entry.name]):
-                    continue
-                samples[entry.name].add(clock(entry))
-            progress()
+                if not budget.exhausted_by(samples[entry.name]):
+                    samples[entry.name].append(clock(entry, flush))
     finally:
         gc.enable()
     return samples
 
 
-def quantiles_us(nanoseconds: Sequence[float]) -> tuple[float, float, float]:
+def quantiles_us(nanoseconds: Iterable[float]) -> tuple[float, float, float]:
     """p20, p50 and p80 in microseconds."""
-    low, middle, high = np.quantile(nanoseconds, (0.2, 0.5, 0.8)) / 1e3
+    low, middle, high = np.quantile(list(nanoseconds), (0.2, 0.5, 0.8)) / 1e3
     return float(low), float(middle), float(high)

@@ -29,19 +29,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import odd, workloads
+from benchmarks import odd, suites
 from benchmarks.environment import ROOT
 from benchmarks.suites import SUITES, Case, Suite
 from benchmarks.table import MISSING, SHORT_DTYPE, duration, markdown
 from benchmarks.timing import Budget
+from benchmarks.workloads import CATALOGUE
 
 OLD, NEW, AGAIN = SIDES = ("old", "new", "old again")
 ALL_SUITES = SUITES | {"odd": odd.SUITE}
 TOLERANCE = 1.02
 CONFIDENCE, DRAWS = 0.99, 1000
 PAUSE = 0.003  # seconds between two turns: the threads of the last one spin for a while before they sleep
-
-
 Times = list[list[float]]  # of each start, of each round: microseconds
 
 
@@ -91,7 +90,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        title = self.case.workload if self.case.workload in odd.ODD else workloads.CATALOGUE[self.case.workload][0]
+        title, _ = CATALOGUE.get(self.case.workload, (self.case.workload, None))  # what is odd is its own title
         return f"{title}, {SHORT_DTYPE[self.case.dtype]}, {self.case.operation.value}"
 
     @property
@@ -148,10 +147,6 @@ class Worker:
             raise ValueError(f"{self.python} ended with status {self.process.wait()}; its message is above")
         return json.loads(line)
 
-    def ask(self, request: object) -> Any:
-        self.send(request)
-        return self.receive()
-
     def stop(self) -> None:
         self.process.kill()
         self.process.communicate()
@@ -184,7 +179,7 @@ def check(workers: dict[str, Worker]) -> None:
 
 
 def compare(
-    old: Path, new: Path, suite: Suite, settings: dict[str, Any], starts: int, progress: Callable[[Row], object]
+    old: Path, new: Path, suite: Suite, settings: dict[str, Any], starts: int, progress: Callable[[], object]
 ) -> tuple[dict[str, dict[str, str]], list[Row]]:
     """What the sides are, and the suite's rows; `progress` is called after each of them at every start."""
     rows = [Row(case) for case in suite.cases]
@@ -193,12 +188,12 @@ def compare(
         with started(old, new, settings) as workers:
             packages = {side: worker.package for side, worker in workers.items()}
             for row in rows:
-                measure(row, workers, suite.seconds_per_row / starts, settings["seed"] + number)
-                progress(row)
+                measure(row, workers, Budget(suite.seconds_per_row / starts), settings["seed"] + number)
+                progress()
     return packages, rows
 
 
-def measure(row: Row, workers: dict[str, Worker], seconds: float, seed: int) -> None:
+def measure(row: Row, workers: dict[str, Worker], budget: Budget, seed: int) -> None:
     """Add one start's rounds to the row, or what failed."""
     if row.failed:
         return
@@ -207,37 +202,23 @@ def measure(row: Row, workers: dict[str, Worker], seconds: float, seed: int) -> 
     row.failures = {side: worker.receive() for side, worker in workers.items()}
     if row.failed:
         return
-    rounds = list(take_rounds(workers, Budget(seconds), seed))
-    for side, entries in rounds[0].items():
-        for entry in entries:
-            times = row.times.setdefault(side, {}).setdefault(entry, [])
-            times.append([one[side][entry] for one in rounds])
-
-
-def take_rounds(workers: dict[str, Worker], budget: Budget, seed: int) -> Iterator[dict[str, dict[str, float]]]:
-    """Round by round, what each side took for each of its entries."""
     shuffle, order = random.Random(seed).shuffle, list(workers)
-    deadline = time.perf_counter() + budget.seconds
-    for done in range(budget.most):
-        if done >= budget.least and time.perf_counter() > deadline:
-            break
+    rounds: dict[str, list[dict[str, float]]] = {side: [] for side in workers}
+    for number in budget.rounds():
         shuffle(order)
-        taken = {}
         for side in order:
             time.sleep(PAUSE)
-            taken[side] = workers[side].ask({"turn": done})
-        yield taken
+            workers[side].send({"turn": number})
+            rounds[side].append(workers[side].receive())
+    for side, taken in rounds.items():
+        for entry in taken[0]:
+            row.times.setdefault(side, {}).setdefault(entry, []).append([one[entry] for one in taken])
 
 
 def select(name: str, wanted: Sequence[str], seconds: float | None, quick: bool) -> Suite:
     """The suite of that name, for these workloads only; `seconds` for a row, or three times the suite's own."""
-    suite = ALL_SUITES[name]
-    kept = tuple(case for case in suite.cases if not wanted or case.workload in wanted)
-    if not kept:
-        has = sorted({case.workload for case in suite.cases})
-        raise ValueError(f"suite {name!r} has none of these workloads; it has {', '.join(has)}")
-    seconds = seconds or len(SIDES) * suite.seconds_per_row
-    return replace(suite, cases=kept, seconds_per_row=seconds / (3 if quick else 1))
+    suite = suites.select(name, workloads=wanted, among=ALL_SUITES)
+    return replace(suite, seconds_per_row=(seconds or len(SIDES) * suite.seconds_per_row) / (3 if quick else 1))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -262,13 +243,10 @@ def origin(sides: dict[str, dict[str, str]]) -> str:
     )
 
 
-def save(path: Path, environment: dict[str, Any], sides: dict[str, dict[str, str]], rows: Sequence[Row]) -> None:
+def as_json(sides: dict[str, dict[str, str]], rows: Sequence[Row]) -> dict[str, Any]:
     """The times of every round and what was made of them."""
-    made = [
-        asdict(row)
-        | {"label": row.label, "verdict": row.verdict}
-        | ({} if row.failed else {"ratio": asdict(row.ratio), "noise": asdict(row.noise)})
-        for row in rows
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": environment, "sides": sides, "rows": made}, indent=1) + "\n")
+    made = []
+    for row in rows:
+        ratios = {} if row.failed else {"ratio": asdict(row.ratio), "noise": asdict(row.noise)}
+        made.append(asdict(row) | {"label": row.label, "verdict": row.verdict} | ratios)
+    return {"sides": sides, "rows": made}

@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from benchmarks.contenders import engines_for, fusedclip_contender
 from benchmarks.measure import Settings, Subject, entry, judge
 from benchmarks.operations import Operation
 from benchmarks.suites import Case
-from benchmarks.timing import Budget, Entry, clock_for, flusher, quantiles_us, take_turns
+from benchmarks.timing import Budget, Entry, flusher, nothing, quantiles_us, take_turns
 
 # The first call of a turn finds the caches of another process and is not counted.
 TURN = Budget(seconds=0.05, least=2, most=6)
@@ -43,6 +44,7 @@ class Side:
         self.subject: Subject | None = None
         self.subject_of = ("", "")
         self.entries: list[Entry] = []
+        self.flush: Callable[[], object] = nothing
 
     def prepare(self, case: Case) -> str:
         """Make the gradients as a suite's run does, let the oracle judge one call; what failed, or nothing."""
@@ -57,14 +59,12 @@ class Side:
             self.subject = Subject.make(case.workload, case.dtype, self.settings)
             self.subject_of = case.workload, case.dtype
         assert self.subject is not None
-        gradients, limit = self.subject.gradients, case.operation.limit(self.subject.right.norm)
-        flush = flusher(self.device, gradients.nbytes)
-        timed = entry(self.contender, case.operation, limit, gradients, flush)
-        self.entries = [replace(timed, name="call")]
-        return judge(self.contender, case.operation, limit, self.subject).failure
+        self.entries = [replace(entry(self.contender, case.operation, self.subject), name="call")]
+        self.flush = flusher(self.device, self.subject.gradients.nbytes)
+        return judge(self.contender, case.operation, self.subject).failure
 
     def _prepare_odd(self, case: Case) -> str:
-        self.entries = odd.entries(case, self.device, self.settings.seed)
+        self.entries, self.flush = odd.entries(case, self.device, self.settings.seed), nothing
         for one in self.entries:
             one.before()
             one.call()
@@ -72,8 +72,8 @@ class Side:
 
     def turn(self, number: int) -> dict[str, float]:
         """Microseconds of each entry: the median of a handful of calls."""
-        samples = take_turns(self.entries, clock_for(self.device), TURN, seed=number)
-        return {name: quantiles_us(one.wall[1:])[1] for name, one in samples.items()}
+        samples = take_turns(self.entries, self.device, TURN, number, self.flush)
+        return {name: quantiles_us(one.wall for one in calls[1:])[1] for name, calls in samples.items()}
 
 
 def main() -> None:

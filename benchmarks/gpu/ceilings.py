@@ -5,15 +5,14 @@ part, and the fastest counts.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from benchmarks.floor import readers
-from benchmarks.timing import Budget, Entry, clock_for, flusher, quantiles_us, take_turns
+from benchmarks.measure import readers
+from benchmarks.timing import Budget, Entry, flusher, quantiles_us, take_turns
 
 NBYTES = 2 << 30  # as much as the largest rows
 COPY = "copy: "
@@ -33,29 +32,29 @@ class Ceilings:
 
 def measure(device: torch.device, seconds: float, seed: int, nbytes: int = NBYTES) -> Ceilings:
     memory = torch.randint(256, (nbytes,), dtype=torch.uint8, device=device)
-    flush = flusher(device, nbytes)
-    entries = [*readers(memory, flush), *copiers(memory, flush)]
+    entries = [*readers(memory), *copiers(memory)]
     if device.type == "cuda" and importlib.util.find_spec("triton"):
-        entries += triton_readers(memory, flush)
-    samples = take_turns(entries, clock_for(device), Budget(seconds), seed)
-    rates = {name: nbytes / quantiles_us(one.device)[1] / 1e3 for name, one in samples.items()}
+        entries += triton_readers(memory)
+    samples = take_turns(entries, device, Budget(seconds), seed, flusher(device, nbytes))
+    medians = {name: quantiles_us(one.device for one in times)[1] for name, times in samples.items()}
+    rates = {name: nbytes / us / 1e3 for name, us in medians.items()}
     reads = {name: rate for name, rate in rates.items() if not name.startswith(COPY)}
     copies = {name: 2 * rate for name, rate in rates.items() if name.startswith(COPY)}
     read_by, copy_by = max(reads, key=reads.__getitem__), max(copies, key=copies.__getitem__)
     return Ceilings(reads[read_by], read_by, copies[copy_by], copy_by, nbytes)
 
 
-def copiers(memory: Tensor, before: Callable[[], object]) -> list[Entry]:
+def copiers(memory: Tensor) -> list[Entry]:
     """The driver's own copy, and a kernel's (an elementwise one: torch copies equal dtypes by the driver)."""
     target = torch.empty_like(memory)
     floats, into = memory.view(torch.float32), target.view(torch.float32)
     return [
-        Entry(f"{COPY}copy_", lambda: target.copy_(memory), before),
-        Entry(f"{COPY}neg", lambda: torch.neg(floats, out=into), before),
+        Entry(f"{COPY}copy_", lambda: target.copy_(memory)),
+        Entry(f"{COPY}neg", lambda: torch.neg(floats, out=into)),
     ]
 
 
-def triton_readers(memory: Tensor, before: Callable[[], object]) -> list[Entry]:
+def triton_readers(memory: Tensor) -> list[Entry]:
     from benchmarks.gpu.reader import read
 
     processors = torch.cuda.get_device_properties(memory.device).multi_processor_count
@@ -68,5 +67,5 @@ def triton_readers(memory: Tensor, before: Callable[[], object]) -> list[Entry]:
             read(words, out, block)
 
         call()  # compiles
-        entries.append(Entry(f"triton reader, {block} words, {programs} programs", call, before))
+        entries.append(Entry(f"triton reader, {block} words, {programs} programs", call))
     return entries

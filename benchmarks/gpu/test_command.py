@@ -13,20 +13,22 @@ import torch
 
 from benchmarks import cli, optimizer_step
 from benchmarks.contenders import TORCH_FOREACH, fusedclip_contender, torch_contender
-from benchmarks.gpu import ceilings, checks, command, foreach, sources, tables
-from benchmarks.gpu.checks import Check, Task
+from benchmarks.gpu import STAGES, ceilings, command, foreach
+from benchmarks.gpu import table as gpu_table
 from benchmarks.measure import Settings, Subject
 from benchmarks.operations import Operation
+from benchmarks.release import checks, sources
+from benchmarks.release.checks import Check, Task
 from benchmarks.results import Report
 from benchmarks.suites import Case, Suite
 
 CPU = torch.device("cpu")
 
 
-def small_plan(told: Callable[[str], object] = lambda what: None) -> command.Plan:
+def small_plan(progress: Callable[[str], object] = lambda what: None) -> command.Plan:
     suite = Suite((Case("host-10x8", "float32", Operation.NOT_CLIPPED),), seconds_per_row=0.02)
     everyone = Suite((Case("host-10x256", "mixed", Operation.CLIPPED),), seconds_per_row=0.02)
-    return command.Plan(CPU, suite, everyone, 0, 1 << 20, 100.0, told)
+    return command.Plan(CPU, suite, everyone, 0, 1 << 20, 100.0, progress)
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "smoke", lambda: Task("smoke", nothing, 60.0, {}))
     monkeypatch.setattr(checks, "tests", lambda: Task("tests", nothing, 60.0, {}))
     monkeypatch.setattr(checks, "sanitizers", lambda: [Check("compute-sanitizer", "left out")])
-    monkeypatch.setattr(optimizer_step, "measure", lambda device, seconds, seed, workload: [])
+    monkeypatch.setattr(optimizer_step, "measure", lambda settings, seconds, workload: [])
     contenders = [torch_contender(TORCH_FOREACH, foreach=True), fusedclip_contender("cpu")]
     monkeypatch.setattr(command, "line_up", lambda device, compiled: contenders)
 
@@ -49,7 +51,7 @@ def test_all_stages_into_one_file(tmp_path: Path) -> None:
     report = command.run_all(small_plan(heard.append), tmp_path, minutes=5)
     again = Report.load(tmp_path / command.FILE)
     assert again == report
-    assert list(dict.fromkeys(name for name in heard if name in command.STAGES)) == list(command.STAGES)
+    assert list(dict.fromkeys(name for name in heard if name in STAGES)) == list(STAGES)
     outcomes = {check["name"]: check["outcome"] for check in again.gpu["checks"]}
     passed = dict.fromkeys(("build", "smoke", "tests"), "passed")
     assert outcomes == passed | {"compute-sanitizer": "left out"}
@@ -59,8 +61,8 @@ def test_all_stages_into_one_file(tmp_path: Path) -> None:
     assert not command.failed(again)
     content = json.loads((tmp_path / command.FILE).read_text())
     assert {"date", "device", "claims", "rows", "versions", "commit"} <= content.keys()
-    assert "110 tensors in one launch" in tables.machine(again)
-    assert "promised, and not measured: norm pass" in tables.machine(again)
+    assert "110 tensors in one launch" in gpu_table.machine(again)
+    assert "promised, and not measured: norm pass" in gpu_table.machine(again)
 
 
 @pytest.mark.usefixtures("on_the_cpu")
@@ -72,8 +74,8 @@ def test_a_stage_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch
     report = command.run_all(small_plan(), tmp_path, 5, ["ceilings", "rows"])
     (check,) = report.gpu["checks"]
     assert (check["name"], check["outcome"]) == ("ceilings", "failed")
-    assert "RuntimeError: out of memory" in check["told"]
-    assert "broken" in check["told"]  # where it happened
+    assert "RuntimeError: out of memory" in check["output"]
+    assert "broken" in check["output"]  # where it happened
     assert len(report.rows) == 1
     assert command.failed(report)
 
@@ -96,7 +98,7 @@ def test_rows_are_on_disk_before_the_next_one_fails(tmp_path: Path, monkeypatch:
     assert [row.workload for row in report.rows] == ["host-10x8", "host-100x8"]
     (check,) = report.gpu["checks"]
     assert check["name"].startswith("host-30x8")
-    assert "out of memory" in check["told"]
+    assert "out of memory" in check["output"]
 
 
 @pytest.mark.usefixtures("on_the_cpu")

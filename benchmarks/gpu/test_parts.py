@@ -18,8 +18,9 @@ import torch
 
 from benchmarks import timing
 from benchmarks.environment import ROOT
-from benchmarks.gpu import checks, foreach
-from benchmarks.gpu.checks import Check, Task
+from benchmarks.gpu import foreach
+from benchmarks.release import checks
+from benchmarks.release.checks import Check, Task
 
 
 def python(code: str, logs: Path, seconds: float = 60.0, proof: str = "", most: float = math.inf) -> Check:
@@ -28,10 +29,12 @@ def python(code: str, logs: Path, seconds: float = 60.0, proof: str = "", most: 
 
 
 def test_a_check_tells_how_it_ended(tmp_path: Path) -> None:
-    assert python("import os; print(os.environ['FUSEDCLIP_TEST'])", tmp_path).told == "heard"
+    assert python("import os; print(os.environ['FUSEDCLIP_TEST'])", tmp_path).output == "heard"
     failed = python("import sys; print('why'); sys.exit(3)", tmp_path)
-    assert (failed.outcome, failed.told) == ("failed", "why")
-    assert python("import os; os.write(1, bytes([255, 10]) * 100)", tmp_path).told.count("\n") == checks.LINES_KEPT - 1
+    assert (failed.outcome, failed.output) == ("failed", "why")
+    assert (
+        python("import os; os.write(1, bytes([255, 10]) * 100)", tmp_path).output.count("\n") == checks.LINES_KEPT - 1
+    )
     assert (tmp_path / "a-check.log").read_bytes() == bytes([255, 10]) * 100
 
 

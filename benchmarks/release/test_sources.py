@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cli
-from benchmarks.gpu import sources
-from benchmarks.gpu.test_claims import empty_report
+from benchmarks.release import sources
+from benchmarks.release.test_bars import empty_report
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_results_cover_the_sources_they_were_measured_on(checkout: Path) -> None
     assert found is not None
     assert found.covered
     assert len(found.files) == 3
-    assert "cover the kernels as they are" in sources.tell(found)
+    assert "cover the kernels as they are" in sources.summary(found)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_any_change_is_seen(checkout: Path, change: Callable[[Path], object], na
     assert not found.covered
     assert found.files[name] == state
     assert [other for other, what in found.files.items() if what != "as measured"] == [name]
-    assert "do NOT cover" in sources.tell(found)
+    assert "do NOT cover" in sources.summary(found)
 
 
 def test_the_newest_result_counts_and_only_with_its_tests_passed(checkout: Path) -> None:

@@ -34,12 +34,12 @@ SANITIZER_OPTIONS = ("--report-api-errors", "no", "--launch-timeout", "60", "--e
 
 @dataclass(frozen=True)
 class Check:
-    """`outcome`: passed, failed, timed out or left out; `told`: the end of what it printed, or the reason."""
+    """`outcome`: passed, failed, timed out or left out; `output`: the end of what it printed, or the reason."""
 
     name: str
     outcome: str
     seconds: float = 0.0
-    told: str = ""
+    output: str = ""
 
     @property
     def bad(self) -> bool:
@@ -63,7 +63,7 @@ def build(device: torch.device) -> Check:
 
     explained = backends.explain()
     home = next((line for line in explained.splitlines() if line.startswith(device.type)), "")
-    return Check("build", "passed" if "preferred on" in home else "failed", told=explained)
+    return Check("build", "passed" if "preferred on" in home else "failed", output=explained)
 
 
 def smoke() -> Task:
@@ -84,7 +84,7 @@ def sanitizers() -> list[Task | Check]:
     """compute-sanitizer over a few calls of everything, once per tool."""
     program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if program is None:
-        return [Check("compute-sanitizer", "left out", told="compute-sanitizer is not installed")]
+        return [Check("compute-sanitizer", "left out", output="compute-sanitizer is not installed")]
     variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = {tool: [program, "--tool", tool, *SANITIZER_OPTIONS, *SCRIPT] for tool in SANITIZERS}
     return [
@@ -96,16 +96,16 @@ def run(task: Task, logs: Path, most_seconds: float = float("inf"), where: Path 
     """Run it in `where`; its whole process group ends with it, or when the seconds are over."""
     seconds = min(task.seconds, most_seconds)
     if seconds <= 0:
-        return Check(task.name, "left out", told="no time was left for it")
+        return Check(task.name, "left out", output="no time was left for it")
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{re.sub('[^a-z]+', '-', task.name)}.log"
     start = time.perf_counter()
-    with log.open("wb") as output:
+    with log.open("wb") as file:
         process = subprocess.Popen(
             task.command,
             cwd=where,
             env=os.environ | task.variables,
-            stdout=output,
+            stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
@@ -113,8 +113,8 @@ def run(task: Task, logs: Path, most_seconds: float = float("inf"), where: Path 
     printed = log.read_text(errors="replace")
     if outcome == "passed" and task.proof not in printed:
         outcome = "failed"
-    told = "\n".join(printed.splitlines()[-LINES_KEPT:])
-    return Check(task.name, outcome, round(time.perf_counter() - start, 1), told)
+    output = "\n".join(printed.splitlines()[-LINES_KEPT:])
+    return Check(task.name, outcome, round(time.perf_counter() - start, 1), output)
 
 
 def _outcome(process: subprocess.Popen[bytes], seconds: float) -> str:

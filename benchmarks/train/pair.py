@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Clip = Callable[[Sequence[nn.Parameter]], Tensor]
-Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -24,7 +23,7 @@ class Run:
     name: str
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    clip: Clip | None
+    clip: Clip
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -38,19 +37,18 @@ class Run:
         loss = functional.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         before_clip = time.perf_counter()
-        norm = self.clip(parameters) if self.clip else None
+        norm = self.clip(parameters)
         after_clip = time.perf_counter()
         self.optimizer.step()
         end = time.perf_counter()
         if self.schedule:
             self.schedule.step()
         self.losses.append(loss.item())
-        if norm is not None:
-            self.norms.append(norm.item())
+        self.norms.append(norm.item())
         self.step_ms.append((end - start) * 1e3)
         self.clip_ms.append((after_clip - before_clip) * 1e3)
 
-    def summary(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "losses": self.losses,
@@ -61,7 +59,7 @@ class Run:
         }
 
 
-def train(runs: Sequence[Run], data: Batches, progress: Callable[[], object]) -> None:
+def train(runs: Sequence[Run], data: Iterable[tuple[Tensor, Tensor]], progress: Callable[[], object]) -> None:
     """All runs see each batch, in turns; a run whose loss is not finite any more is over."""
     for index, (inputs, targets) in enumerate(data):
         for run in runs if index % 2 == 0 else reversed(runs):

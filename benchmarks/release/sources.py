@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.environment import ROOT
 
@@ -38,7 +37,7 @@ class Status:
     """What became of each file since the newest result, and the checks that it lacks."""
 
     result: Path
-    content: dict[str, Any]
+    measured_on: str
     files: dict[str, str]  # "as measured", "changed", "new" or "gone"
     lacks: list[str]
 
@@ -47,46 +46,32 @@ class Status:
         return not self.lacks and all(state == "as measured" for state in self.files.values())
 
 
-def newest(results: Path = RESULTS) -> tuple[Path, dict[str, Any]] | None:
-    """The GPU result with the latest date below this folder."""
-    found = []
-    for path in sorted(results.rglob("*.json")):
-        content = json.loads(path.read_text())
-        if isinstance(content, dict) and content.get("gpu", {}).get("sources"):
-            found.append((str(content["date"]), path, content))
+def status(results: Path = RESULTS, root: Path = ROOT) -> Status | None:
+    """Of the GPU result with the latest date below this folder; None if there is none at all."""
+    contents = {path: json.loads(path.read_text()) for path in sorted(results.rglob("*.json"))}
+    found = {path: one for path, one in contents.items() if isinstance(one, dict) and one.get("gpu", {}).get("sources")}
     if not found:
         return None
-    _, path, content = max(found, key=lambda one: one[0])
-    return path, content
-
-
-def status(results: Path = RESULTS, root: Path = ROOT) -> Status | None:
-    """None if there is no GPU result at all."""
-    found = newest(results)
-    if found is None:
-        return None
-    path, content = found
-    then, now = content["gpu"]["sources"], hashes(root)
+    path = max(found, key=lambda path: str(found[path]["date"]))
+    content, now = found[path], hashes(root)
+    then = content["gpu"]["sources"]
     states = {name: _state(then.get(name), now.get(name)) for name in sorted(then.keys() | now.keys())}
     outcomes = {check["name"]: check["outcome"] for check in content["gpu"].get("checks", [])}
     lacks = [f"{name}: {outcomes.get(name, 'left out')}" for name in NEEDED if outcomes.get(name) != "passed"]
-    return Status(path, content, states, lacks)
+    return Status(path, f"{content['device']}, {content['date']}", states, lacks)
 
 
 def _state(then: str | None, now: str | None) -> str:
-    if then is None:
-        return "new"
-    if now is None:
-        return "gone"
+    if then is None or now is None:
+        return "new" if then is None else "gone"
     return "as measured" if then == now else "changed"
 
 
-def tell(found: Status | None) -> str:
+def summary(found: Status | None) -> str:
     if found is None:
         return "There are no GPU results yet: python -m benchmarks gpu --out benchmarks/results/DEVICE makes them."
     width = max(map(len, found.files))
     lines = [f"{name:<{width}}  {state}" for name, state in found.files.items()]
     lines += [f"the check {lack}" for lack in found.lacks]
-    where = f"{found.result}: {found.content['device']}, {found.content['date']}"
     verdict = "cover the kernels as they are" if found.covered else "do NOT cover the kernels as they are"
-    return "\n".join([*lines, "", f"The newest GPU results {verdict} ({where})."])
+    return "\n".join([*lines, "", f"The newest GPU results {verdict} ({found.result}: {found.measured_on})."])

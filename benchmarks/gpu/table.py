@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from benchmarks import table
 from benchmarks.contenders import TORCH_FOREACH
-from benchmarks.gpu.claims import CUDA, TRITON, missing
 from benchmarks.gpu.foreach import MOST
+from benchmarks.release.bars import CUDA, TRITON, missing
 from benchmarks.results import Measurement, Report, Row
-from benchmarks.table import MISSING, duration, markdown, short
+from benchmarks.table import MISSING, label, markdown, short, stepping, time_of
 
 
 def summary(report: Report) -> str:
     """One line per row: the device's own times, then wall times, torch's foreach path beside the engines."""
     header = ["gradients", "torch foreach", "cuda", "triton", "ratio", "of read floor"]
     header += ["wall: torch", "cuda", "ratio", "host: torch", "cuda"]
-    return markdown(header, [_line(row) for row in report.rows])
+    steps = [row for row in report.rows if row.is_step]
+    clips = markdown(header, [_line(row) for row in report.rows if not row.is_step])
+    return f"{clips}\n\n{stepping(steps)}" if steps else clips
 
 
 def _line(row: Row) -> list[str]:
     torch_, cuda, triton = (row.find(name) or Measurement(name) for name in (TORCH_FOREACH, CUDA, TRITON))
     return [
-        table.label(row),
-        *(_time(one, one.device_us) for one in (torch_, cuda, triton)),
+        label(row),
+        *(time_of(one, one.device_us) for one in (torch_, cuda, triton)),
         _ratio(torch_.device_us, cuda.device_us),
         short(cuda.floor_fraction, ".0%"),
-        *(_time(one, one.p50_us) for one in (torch_, cuda)),
+        *(time_of(one, one.p50_us) for one in (torch_, cuda)),
         _ratio(torch_.p50_us, cuda.p50_us),
-        *(_time(one, one.host_us) for one in (torch_, cuda)),
+        *(time_of(one, one.host_us) for one in (torch_, cuda)),
     ]
-
-
-def _time(one: Measurement, us: float | None) -> str:
-    return "failed" if one.failure else duration(us)
 
 
 def _ratio(theirs: float | None, ours: float | None) -> str:
@@ -48,7 +45,7 @@ def machine(report: Report) -> str:
         capacity = found["foreach_launch_capacity"]
         lines.append(f"torch foreach takes {capacity or f'more than {MOST:,}'} tensors in one launch")
     for check in found.get("checks", []):
-        last = check["told"].splitlines()[-1:] if check["outcome"] != "passed" or check["name"] == "tests" else []
+        last = check["output"].splitlines()[-1:] if check["outcome"] != "passed" or check["name"] == "tests" else []
         lines.append(" ".join([f"{check['name']}: {check['outcome']} ({check['seconds']:.0f} s)", *last]))
     lines += [f"promised, and not measured: {name}" for name in missing(report)]
     return "\n".join(lines)

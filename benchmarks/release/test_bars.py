@@ -9,22 +9,14 @@ import pytest
 
 from benchmarks import plots, table, workloads
 from benchmarks.contenders import TORCH_FOREACH
-from benchmarks.gpu import claims, command, tables
+from benchmarks.gpu import command
+from benchmarks.gpu import table as gpu_table
 from benchmarks.gradients import dtypes_of
 from benchmarks.operations import Operation
-from benchmarks.optimizer_step import (
-    CHOOSES,
-    DEFERS,
-    DROP_IN,
-    LIMITS,
-    SCALES,
-    STEP,
-    TORCH,
-    UNSCALE_OURS,
-    UNSCALE_TORCH,
-)  # fmt: skip
+from benchmarks.optimizer_step import CHOOSES, DEFERS, DROP_IN, SCALES, STEP, TORCH, UNSCALE_OURS, UNSCALE_TORCH
+from benchmarks.release import bars
 from benchmarks.results import Measurement, Report, Row
-from benchmarks.suites import SUITES, Case
+from benchmarks.suites import BOTH, SUITES, Case
 
 CUDA, TRITON = "fusedclip cuda", "fusedclip triton"
 READ, COPY = 3000.0, 2800.0
@@ -66,14 +58,17 @@ def made_up_report(ours: Callable[[Row], float], failure: str = "") -> Report:
         row.contenders = [timed(TORCH_FOREACH, 10 * us), cuda, timed(TRITON, us)]
         report.rows.append(row)
     ways = {STEP: 1.0, TORCH: 1.5, DROP_IN: 1.15, SCALES: 1.16, DEFERS: 1.14, CHOOSES: 1.15}
-    ways |= {UNSCALE_TORCH: 1.0, UNSCALE_OURS: 0.5}
-    report.steps = [
-        {"way": way, "operation": limit, "ratio": ratio, "nbytes": 10**9}
-        for way, ratio in ways.items()
-        for limit in LIMITS
-    ]
+    for operation in BOTH:
+        report.rows.append(made_up_steps(f"step, {operation.value}", ways))
+        report.rows.append(made_up_steps(f"unscale, {operation.value}", {UNSCALE_TORCH: 1.0, UNSCALE_OURS: 0.5}))
     report.gpu |= {"ceilings": CEILINGS, "foreach_launch_capacity": 110}
     return report
+
+
+def made_up_steps(operation: str, ways: dict[str, float]) -> Row:
+    row = made_up_row(Case("gpt2-xl", "float32", Operation.CLIPPED))
+    row.operation, row.contenders = operation, [timed(way, 1000 * ratio) for way, ratio in ways.items()]
+    return row
 
 
 def empty_report() -> Report:
@@ -91,7 +86,7 @@ def at_the_ceiling(row: Row) -> float:
 
 
 def test_every_promise_is_a_claim() -> None:
-    found = claims.claims(made_up_report(at_the_ceiling))
+    found = bars.claims(made_up_report(at_the_ceiling))
     names = "\n".join(claim.name for claim in found)
     for part in (
         *("norm pass, >= 1 GB, float32, fusedclip cuda", "norm pass, >= 1 GB, bfloat16, fusedclip cuda"),
@@ -105,7 +100,7 @@ def test_every_promise_is_a_claim() -> None:
 
 
 def test_claims_compute_what_they_say() -> None:
-    found = {claim.name: claim for claim in claims.claims(made_up_report(at_the_ceiling))}
+    found = {claim.name: claim for claim in bars.claims(made_up_report(at_the_ceiling))}
     read, clipped = (next(c for n, c in found.items() if part in n) for part in ("bfloat16, fusedclip cuda", "2 N"))
     assert read.value == pytest.approx(1.0)
     assert clipped.value == pytest.approx(1.0)
@@ -122,7 +117,7 @@ def test_the_slowest_row_decides() -> None:
     def slow_once(row: Row) -> float:
         return at_the_ceiling(row) * (2 if row.workload == "gpt2-xl" and row.dtype == "bfloat16" else 1)
 
-    found = {claim.name: claim for claim in claims.claims(made_up_report(slow_once))}
+    found = {claim.name: claim for claim in bars.claims(made_up_report(slow_once))}
     assert not found["norm pass, >= 1 GB, bfloat16, fusedclip cuda"].holds
     assert "GPT-2 XL" in found["norm pass, >= 1 GB, bfloat16, fusedclip cuda"].note
     assert found["norm pass, >= 1 GB, float32, fusedclip cuda"].holds
@@ -132,13 +127,13 @@ def test_a_sum_that_reads_faster_than_the_ceiling_takes_its_place() -> None:
     report = made_up_report(at_the_ceiling)
     for row in report.rows:
         row.floor.device_us = at_the_ceiling(row) / 2
-    found = {claim.name: claim for claim in claims.claims(report)}
+    found = {claim.name: claim for claim in bars.claims(report)}
     assert found["norm pass, >= 1 GB, float32, fusedclip cuda"].value == pytest.approx(0.5)
 
 
 def test_wrong_answers_fail_their_claims(tmp_path: Path) -> None:
     report = made_up_report(at_the_ceiling, failure="norm off")
-    report.claims = claims.claims(report)
+    report.claims = bars.claims(report)
     report.save(tmp_path / "x.json")
     for found in (report.claims, Report.load(tmp_path / "x.json").claims):
         ours = [claim for claim in found if claim.name.endswith(CUDA)]
@@ -150,32 +145,36 @@ def test_wrong_answers_fail_their_claims(tmp_path: Path) -> None:
 
 
 def test_nothing_measured_claims_nothing_and_says_what_is_missing() -> None:
-    assert claims.claims(empty_report()) == []
-    assert len(claims.missing(empty_report())) == 15
+    assert bars.claims(empty_report()) == []
+    assert len(bars.missing(empty_report())) == 15
     whole = made_up_report(at_the_ceiling)
-    whole.claims = claims.claims(whole)
-    assert claims.missing(whole) == []
+    whole.claims = bars.claims(whole)
+    assert bars.missing(whole) == []
     whole.gpu.pop("ceilings")
-    whole.steps = [step | {"nbytes": 1000} for step in whole.steps]
-    whole.claims = claims.claims(whole)
-    assert len(claims.missing(whole)) == 7
+    for row in whole.rows:
+        row.bytes = 1000 if row.is_step else row.bytes
+    whole.claims = bars.claims(whole)
+    assert len(bars.missing(whole)) == 7
 
 
 def test_torch_failing_is_told() -> None:
     report = made_up_report(at_the_ceiling)
     for row in report.rows:
-        row.contenders[0] = Measurement(TORCH_FOREACH, failure="torch is off")
-    (claim,) = [claim for claim in claims.claims(report) if claim.name.startswith("8 to 48 MB")]
+        if not row.is_step:
+            row.contenders[0] = Measurement(TORCH_FOREACH, failure="torch is off")
+    (claim,) = [claim for claim in bars.claims(report) if claim.name.startswith("8 to 48 MB")]
     assert not claim.holds
     assert "torch is off" in claim.note
 
 
 def test_pictures_and_tables_of_a_whole_run(tmp_path: Path) -> None:
     report = made_up_report(at_the_ceiling)
-    report.claims = claims.claims(report)
-    assert "takes 110 tensors" in tables.machine(report)
+    report.claims = bars.claims(report)
+    assert "takes 110 tensors" in gpu_table.machine(report)
     report.gpu["foreach_launch_capacity"] = None
-    assert "takes more than 4,096 tensors" in tables.machine(report)
+    assert "takes more than 4,096 tensors" in gpu_table.machine(report)
     assert tmp_path / "roofline.png" in plots.draw_all(report, tmp_path)
-    assert tables.summary(report).count("\n") == len(report.rows) + 1
+    clips, steps = gpu_table.summary(report).split("\n\n")
+    assert clips.count("\n") == len([row for row in report.rows if not row.is_step]) + 1
+    assert UNSCALE_OURS in steps
     assert "NO" not in table.claims(report).replace("NOT", "")
