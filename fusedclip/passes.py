@@ -206,9 +206,11 @@ def _write_all(grads: Gradients, call: Callable[[Backend, Write, int], Written])
                 writing.written = call(engines[done], writing.write, writing.first)
         except KeyboardInterrupt as interrupt:
             interrupted = interrupt
-            if not writing.written and done == 0:
-                break  # nothing at all has been written
-        done += bool(writing.written) or interrupted is None
+            if not writing.written:
+                if done == 0:
+                    break  # nothing at all has been written
+                continue  # what has been begun is brought to its end
+        done += 1
     if interrupted is not None:
         raise interrupted
 
@@ -232,15 +234,14 @@ class _Writing:
             self.written = self._has_written(kind)
         if self.written:
             self.grads.is_written = True
-            insist(self._tell_autograd)
-            insist(lambda: self.grads.bring_home(self.write, self.first, self.written))
+            insist(self._settle)
 
     def _has_written(self, kind: type[BaseException]) -> bool:
         if self.engine.counts_writes:
             return self.write.batch.writes > self.before
         return not issubclass(kind, RuntimeError | TypeError | ValueError | MemoryError)  # those are the engine's own
 
-    def _tell_autograd(self) -> None:
+    def _settle(self) -> None:
         tensors = self.write.batch.tensors
         if not isinstance(self.written, bool):
             tensors = [tensor for tensor, changed in zip(tensors, self.written, strict=True) if changed]
@@ -248,6 +249,7 @@ class _Writing:
         increment_version(
             [twin for twin, place in self.write.twins if isinstance(self.written, bool) or self.written[place]]
         )
+        self.grads.bring_home(self.write, self.first, self.written)
 
 
 def insist(step: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@ written home."""
 
 import _thread
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import fusedclip
 from fusedclip import backends, passes
+from fusedclip.gradients import Batch, Gradients
 from fusedclip.gradients.layouts import Flat
 
 from .conftest import Engine, copies, parameters
@@ -212,3 +214,17 @@ def test_a_scaler_that_was_interrupted_before_the_write_unscales_later(monkeypat
     assert weight.grad.tolist() == [4.0, 8.0]
     fusedclip.amp.unscale_and_clip_grad_norm_(scaler, optimizer, math.inf)
     assert weight.grad.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("small", [0, 1])
+def test_lists_on_several_devices_are_brought_to_their_end(interrupting: Engine, small: int) -> None:
+    """Two batches, as two devices make them, of which one needs no write. Where nothing is written, nothing has begun."""
+    grads = [interrupting.tensor([3.0, 4.0]), interrupting.tensor([5.0])]
+    grads[small].mul_(0.01)
+    before = copies(grads)
+    batches = [Batch([grad], grad.device) for grad in grads]
+    gathered = Gradients(batches, SimpleNamespace(sources=[0, 1]), "grad", is_double=False)
+    with pytest.raises(KeyboardInterrupt):
+        passes.clamp_(gathered, 1.0)
+    untouched = all(torch.equal(g, b) for g, b in zip(grads, before, strict=True))
+    assert all((grad <= 1).all() for grad in grads) or (small == 0 and untouched)
