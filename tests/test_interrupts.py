@@ -218,7 +218,7 @@ def test_a_scaler_that_was_interrupted_before_the_write_unscales_later(monkeypat
 
 @pytest.mark.parametrize("small", [0, 1])
 def test_lists_on_several_devices_are_brought_to_their_end(interrupting: Engine, small: int) -> None:
-    """Two batches, as two devices make them, of which one needs no write. Where nothing is written, nothing has begun."""
+    """Two batches, as two devices make them, of which one needs no write: all is written, or nothing has begun."""
     grads = [interrupting.tensor([3.0, 4.0]), interrupting.tensor([5.0])]
     grads[small].mul_(0.01)
     before = copies(grads)
