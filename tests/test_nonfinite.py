@@ -24,6 +24,13 @@ def test_nan_is_kept_by_every_norm(engine: Engine, dtype: torch.dtype, p: float,
     assert all(g.isnan().all() for g in grads)
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf, 3.0])
+def test_a_nan_beside_an_inf_in_a_complex_number_is_a_nan(engine: Engine, p: float) -> None:
+    grad = torch.view_as_complex(engine.tensor([[1.0, 2.0], [math.inf, math.nan]]))
+    assert fusedclip.clip_grad_norm_(parameters([grad]), 1.0, p).isnan()
+    assert torch.view_as_real(grad).isnan().all()
+
+
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf, 3.0])
 def test_inf_becomes_nan_and_the_rest_zero(engine: Engine, dtype: torch.dtype, p: float) -> None:

@@ -1,5 +1,6 @@
 """One gradient of any layout to the dense real memory behind it, or a reason why it cannot be clipped."""
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -122,7 +123,8 @@ def _real(tensor: Tensor, p: float | None) -> Flat:
             read = write
         else:
             with subnormals_count(tensor.device):
-                read = tensor.to(torch.complex128).abs()
+                # The modulus of an inf beside a NaN is inf; here a NaN is one everywhere.
+                read = tensor.to(torch.complex128).abs().masked_fill_(tensor.isnan(), math.nan)
     return Flat(read, write, memory_of(write))
 
 
