@@ -30,6 +30,12 @@ class Attribute {
     return found;
   }
 
+  // Whether asking runs no code but torch's.
+  bool is_quick(PyObject* item) const {
+    return name_.is_none() || (Py_TYPE(item) == torch.parameter && parameter_getter_) ||
+           (Py_TYPE(item) == torch.tensor && tensor_getter_);
+  }
+
   // Whether it may be asked for: the .grad of a tensor that is no leaf makes torch warn. Parameters are leaves.
   bool may_be_asked(PyObject* item) const {
     if (!is_grad_ || Py_TYPE(item) != torch.tensor) return true;
@@ -77,7 +83,8 @@ class Sweep {
   // False for what only a survey knows.
   FUSEDCLIP_INLINE bool take(size_t i, PyObject* item) {
     if (!is_plain(item) && !PyType_IsSubtype(Py_TYPE(item), torch.tensor)) return false;
-    if (!gradients_.may_be_asked(item)) return false;
+    if (Py_TYPE(item) != torch.parameter && !gradients_.may_be_asked(item)) return false;
+    if (!gradients_.is_quick(item)) own_items();
     py::object gradient = gradients_.of(item);
     if (!gradient) return false;
     if (gradient.is_none()) return gradients_.settles_none(item) && note(i, -1);
@@ -92,7 +99,16 @@ class Sweep {
     return true;
   }
 
+  // Before code that is not ours or torch's runs, which may change the caller's list.
+  void own_items() {
+    if (owned_) return;
+    items_ = py::reinterpret_steal<py::list>(PyList_GetSlice(items_.ptr(), 0, PyList_GET_SIZE(items_.ptr())));
+    if (!items_) throw py::error_already_set();
+    owned_ = true;
+  }
+
   void look_closer(size_t i, PyObject* item) {
+    own_items();
     if (found_.survey.is_none()) found_.survey = py::reinterpret_borrow<py::object>(torch.survey)(attribute_, p_);
     py::object stand_in = found_.survey.attr("look")(i, py::handle(item));
     if (stand_in.is_none()) return void(note(i, -1));
@@ -113,7 +129,7 @@ class Sweep {
   FUSEDCLIP_INLINE void add(size_t i, py::object&& gradient, const Segment& segment, const DLDevice& device) {
     const int64_t place = list_on(device).add(i, std::move(gradient), segment);
     if (place != int64_t(i) || !found_.sources.empty()) note(i, place);
-    if (devices_.size() > 1) note_list(i);
+    if (several_) note_list(i);
   }
 
   // Where item i's gradient is, in its list; always true.
@@ -137,6 +153,7 @@ class Sweep {
   DeviceList* find(const DLDevice& device) {
     for (const auto& known : devices_)
       if (known->is_on(device)) return known.get();
+    several_ = !devices_.empty();
     devices_.push_back(std::make_unique<DeviceList>(device, items_, !attribute_.is_none()));
     return devices_.back().get();
   }
@@ -156,12 +173,14 @@ class Sweep {
       if (found_.sources[i] >= 0) found_.sources[i] += offsets[list_of_[i]];
   }
 
-  const py::list& items_;
+  py::list items_;
+  bool owned_ = false;
   const py::object& attribute_;
   const py::object& p_;
   const Attribute gradients_;
   std::vector<std::unique_ptr<DeviceList>> devices_;
   DeviceList* last_ = nullptr;  // the list that was added to last
+  bool several_ = false;
   std::vector<int32_t> list_of_;
   Gathered found_;
 };

@@ -104,17 +104,17 @@ def check_group(group: object) -> None:
 def parameter_list(parameters: Tensors, grad_attr: str) -> list[Tensor]:
     """The parameters that a public function was given, and whether `grad_attr` may name what holds their gradients."""
     if type(parameters) is list and type(grad_attr) is str:  # as nearly always: as_list without the call
-        return parameters.copy()
+        return parameters
     if not isinstance(grad_attr, str):
         raise TypeError(f"grad_attr must be the name of an attribute, got {shown(grad_attr)}")
     return as_list(parameters, "parameters")
 
 
 def as_list(items: Tensors, noun: str) -> list[Tensor]:
-    """What a public function was given, which may be an iterator: once through it. A list is copied: asking its items
-    for gradients may run code that changes it. What the list holds is not looked at here."""
+    """What a public function was given, which may be an iterator: once through it. A list is taken as it is; who asks
+    its items for gradients copies it before that may run code that changes it. What it holds is not looked at here."""
     if type(items) is list:
-        return items.copy()
+        return items
     if isinstance(items, Tensor):
         return [items]
     try:

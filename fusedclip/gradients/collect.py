@@ -151,7 +151,7 @@ def from_sweep(gathered: Any, attribute: str | None) -> Gradients:
 
 def _survey_all(items: list[Any], attribute: str | None, p: float | None) -> Gradients:
     survey = Survey(attribute, p)
-    found = [survey.look(i, item) for i, item in enumerate(items)]
+    found = [survey.look(i, item) for i, item in enumerate(items.copy())]  # looking may run code that changes the list
     by_device: dict[torch.device, list[int]] = {}
     for i, read in enumerate(found):
         if isinstance(read, Tensor):
