@@ -22,7 +22,7 @@ and, where they are used (gradients/layouts.py, amp.py, optim/):
     optimizer.grad_scale, .found_inf of fused optimizers      nothing divides the gradients that were left to them: the
                                                               tests of each would see it
 
-All of them are in torch 2.10 and in 2.13.
+All of them are in torch 2.13; those of the first list but _increment_version were found in the sources of 2.10, too.
 """
 
 import sys
