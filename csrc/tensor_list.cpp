@@ -1,6 +1,7 @@
 #include "tensor_list.h"
 
 #include <numeric>
+#include <stdexcept>
 
 #include "overlap.h"
 
@@ -11,6 +12,11 @@ std::vector<int64_t> sources_of(const Gathered& gathered) {
   std::vector<int64_t> places(gathered.items);
   std::iota(places.begin(), places.end(), 0);
   return places;
+}
+
+int64_t source_of(const Gathered& gathered, size_t item) {
+  if (item >= gathered.items) throw std::out_of_range("there is no such item");
+  return gathered.sources.empty() ? static_cast<int64_t>(item) : gathered.sources[item];
 }
 
 uint32_t dtypes_of(const TensorList& list) {

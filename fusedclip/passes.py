@@ -12,6 +12,7 @@ brought home, here alone, and also when an interrupt arrives while an engine wri
 
 import math
 from collections.abc import Callable
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,14 +39,14 @@ def clip_list_(
     group: "ProcessGroup | None",
 ) -> Tensor:
     """The norm of the gradients of `items`, which are clipped; or of the items themselves, if `attribute` is None."""
-    in_one_call = group is None and not error_if_nonfinite and type(rule.max_norm) is float
+    in_one_call = group is None and type(rule.max_norm) is float
     engine = backends.for_lists() if in_one_call else None
     if engine is None:
         grads = gather(items, attribute, p=p)
     else:
         written: list[Tensor] = []
         try:
-            found = engine.clip_list_(items, attribute, p, rule, written)
+            found = engine.clip_list_(items, attribute, p, rule, error_if_nonfinite, written)
         finally:
             if written:
                 increment_version(written)
@@ -223,7 +224,7 @@ class _Writing:
 
     def __init__(self, grads: Gradients, number: int, engine: Backend) -> None:
         self.grads, self.write, self.engine = grads, grads.writes[number], engine
-        self.first = sum(write.read_count for write in grads.writes[:number])  # the place of its first tensor
+        self.first = sum(write.read_count for write in grads.writes[:number]) if number else 0  # its first place
         self.before = self.write.batch.writes
 
     def __enter__(self) -> "_Writing":
@@ -243,12 +244,10 @@ class _Writing:
 
     def _settle(self) -> None:
         tensors = self.write.batch.tensors
+        twins = [twin for twin, place in self.write.twins if isinstance(self.written, bool) or self.written[place]]
         if not isinstance(self.written, bool):
-            tensors = [tensor for tensor, changed in zip(tensors, self.written, strict=True) if changed]
-        increment_version(tensors)
-        increment_version(
-            [twin for twin, place in self.write.twins if isinstance(self.written, bool) or self.written[place]]
-        )
+            tensors = list(compress(tensors, self.written))
+        increment_version(tensors + twins)
         self.grads.bring_home(self.write, self.first, self.written)
 
 
@@ -271,14 +270,19 @@ def spread(values: Tensor, grads: Gradients) -> Tensor:
     An entry without a gradient gets 0.
     """
     values = as_result(values, grads)
-    if grads.sources == list(range(len(values))):
+    sources = grads.packed_sources
+    if sources is None:
         return values
-    return torch.cat([values, values.new_zeros(1)])[_index(grads.sources, values.device)]  # -1: the last
+    index = torch.frombuffer(sources, dtype=torch.int64)
+    return torch.cat([values, values.new_zeros(1)])[_on_device(index, values.device)]  # -1: the last
 
 
 def _index(places: list[int], device: torch.device) -> Tensor:
     """Places as an index that the host need not wait for."""
-    index = torch.tensor(places, dtype=torch.int64, device="cpu")
+    return _on_device(torch.tensor(places, dtype=torch.int64, device="cpu"), device)
+
+
+def _on_device(index: Tensor, device: torch.device) -> Tensor:
     return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
 
 
