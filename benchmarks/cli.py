@@ -1,7 +1,5 @@
 """The command line: one function per command, the options of each in one table."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence

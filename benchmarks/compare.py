@@ -1,7 +1,5 @@
 """Two reports row by row: what became faster or slower beyond the noise of its own samples."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

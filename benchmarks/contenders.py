@@ -1,7 +1,5 @@
 """Who takes part, and the one place to add someone: a function that makes a Contender, and its name in `line_up`."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress

@@ -1,7 +1,5 @@
 """The tables of the documents, made from the committed results: what stands between two comments is replaced."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Where and on what a result was made."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform

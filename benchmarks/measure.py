@@ -1,7 +1,5 @@
 """From a case to a row: fill the workload, let the oracle judge, time what passed beside the read floor."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +37,7 @@ class Subject:
     right: oracle.Oracle
 
     @classmethod
-    def make(cls, name: str, dtype: str, settings: Settings) -> Subject:
+    def make(cls, name: str, dtype: str, settings: Settings) -> "Subject":
         """`dtype` is a name of torch's, or "mixed"."""
         workload = workloads.load(name, max(one.itemsize for one in dtypes_of(dtype)), settings.memory)
         gradients = Gradients(workload, dtypes_of(dtype), settings.device, settings.seed)

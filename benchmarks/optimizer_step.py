@@ -4,8 +4,6 @@ Two kinds of rows, for both limits: "step", of which each way is the whole step 
 "unscale", whose ways leave the step out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

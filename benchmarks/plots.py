@@ -1,7 +1,5 @@
 """PNG files from a report: speed-up, host cost, roofline, training curves. Nothing is measured here."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a run leaves behind: one JSON file, from which tables, plots and comparisons are made."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -138,7 +136,7 @@ class Report:
         half.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> Report:
+    def load(cls, path: Path) -> "Report":
         """A claim whose value was no finite number gets NaN, which holds nothing."""
         content = json.loads(path.read_text())
         if (schema := content.pop("schema", None)) != SCHEMA:

@@ -1,7 +1,5 @@
 """Tables in Markdown that also read well in a terminal, made from a report only."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from benchmarks.contenders import TORCH_FOREACH

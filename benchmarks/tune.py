@@ -4,8 +4,6 @@ The oracle judges every candidate first, then all take turns. The best of fifty 
 few run once more beside the default alone, and that is where a row's gain comes from.
 """
 
-from __future__ import annotations
-
 import datetime
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence

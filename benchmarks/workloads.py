@@ -1,7 +1,5 @@
 """Named lists of gradient shapes: real models, written out from their hyper-parameters, and lists of equal tensors."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -25,7 +23,7 @@ class Stack:
     def shapes(self, layers: int) -> Shapes:
         return (*self.before, *(self.layer * layers), *self.after)
 
-    def sharded(self, ranks: int) -> Stack:
+    def sharded(self, ranks: int) -> "Stack":
         """One rank's part under FSDP: dimension 0 of every tensor is cut into `ranks` parts, rounded up."""
         parts = (self.layer, self.before, self.after)
         layer, before, after = (tuple((-(-one[0] // ranks), *one[1:]) for one in part) for part in parts)

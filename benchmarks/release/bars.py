@@ -3,8 +3,6 @@
 Times on a GPU are the device's own, the host running ahead, except where a promise says wall time or host time.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +72,7 @@ class Bar:
     note: str = ""
     remark: Callable[[Row, Measurement], str] = lambda row, one: ""
     """What is to be said of the row that counts."""
-    instead: Bar | None = None
+    instead: "Bar | None" = None
     """Counts where this one does not hold and that one does."""
 
     def claim(self, rows: Sequence[Row], ceilings: Ceilings) -> Claim | None:

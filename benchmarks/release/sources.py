@@ -1,7 +1,5 @@
 """Which kernels a GPU result was measured on: the hash of each file that a kernel or its launch is made from."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The two training experiments: a GPT with torch's clip and with fusedclip's, an LSTM without clipping and with it."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Sequence

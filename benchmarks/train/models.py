@@ -1,7 +1,5 @@
 """A small byte-level GPT and a byte-level LSTM."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Training runs of the same model on the same data that take turns step by step and differ in how they clip."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import time
