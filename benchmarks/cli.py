@@ -301,5 +301,6 @@ def parser() -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=command.__doc__)
         made.set_defaults(command=command)
         for argument, how in ({**inherited, **own} if name in MEASURE else own).items():
-            made.add_argument(argument, **how)
+            shared = argument in MEASURING and how is MEASURING[argument]
+            made.add_argument(argument, **(inherited[argument] if shared else how))
     return top

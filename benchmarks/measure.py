@@ -102,9 +102,7 @@ def time_beside_floor(
     measured = {one.name: measurement(one, samples[one.name], nbytes) for one in [*floors, *entries]}
     floor = min((measured.pop(one.name) for one in floors), key=lambda one: one.device_us or 0.0)
     for one in measured.values():
-        if floor.device_us is not None and one.device_us is not None:
-            one.floor_fraction = floor.device_us / one.device_us
-            one.beyond_floor_us = one.device_us - floor.device_us
+        one.floor_fraction = floor.device_us / one.device_us if floor.device_us and one.device_us else None
     return floor, measured
 
 

@@ -29,7 +29,6 @@ class Measurement:
     gb_per_s: float | None = None
     floor_fraction: float | None = None
     """Time of reading the gradients' bytes once, over the time of the call; the device's times, as GB/s are."""
-    beyond_floor_us: float | None = None
     ratio_to_foreach: float | None = None
     """torch foreach's median wall time over this one's: above 1 is faster than torch."""
 
