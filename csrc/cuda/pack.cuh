@@ -25,6 +25,16 @@ struct Elements {
   T of[kPerPack<T>];
 };
 
+// The aligned packs among so many bytes from here on.
+struct Packs {
+  Pack* begin;
+  int64_t count;
+};
+__device__ inline Packs packs_of(char* data, int64_t bytes) {
+  const int64_t heads = -reinterpret_cast<intptr_t>(data) & int64_t(sizeof(Pack) - 1);
+  return {reinterpret_cast<Pack*>(data + heads), (bytes - heads) / int64_t(sizeof(Pack))};
+}
+
 // `count` elements as up to 7 single ones, aligned packs, and up to 7 single ones: views into a flat buffer begin
 // anywhere.
 template <class T>
@@ -53,10 +63,9 @@ __device__ inline Split<T> split(char* data, int64_t count) {
           int(count - heads - packs * kPerPack<T>)};
 }
 
-// The single element that this thread takes care of, the heads before the tails, or null.
+// The single element that the t-th thread takes care of, the heads before the tails, or null.
 template <class T>
-__device__ inline T* edge_of(const Split<T>& s) {
-  const int t = int(threadIdx.x);
+__device__ inline T* edge_of(const Split<T>& s, int t) {
   if (t < s.heads) return s.head + t;
   return t - s.heads < s.tails ? s.tail + (t - s.heads) : nullptr;
 }
