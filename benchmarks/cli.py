@@ -103,8 +103,7 @@ def gpu(options: Options) -> int:
     from benchmarks.gpu import command
     from benchmarks.gpu import table as gpu_table
 
-    device = torch.device(options.device)
-    command.check_serves(device)
+    device = command.served(torch.device(options.device))
     stages = [name for name in options.only or STAGES if name not in options.without]
     with progress_bar(bar_format="{desc} [{elapsed}]") as bar:
         plan = command.plan(device, options.seed, options.memory, options.quick, bar.set_description)

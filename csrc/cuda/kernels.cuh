@@ -49,8 +49,8 @@ template <class Team, bool backwards, class Table, class Wanted, class Body>
 __device__ inline void for_stretches(const Table& table, const Share& share, Wanted wanted, Body body) {
   const Team team;
 #pragma unroll 1
-  for (int i = team.number; i <= share.last - share.first; i += kThreads / Team::size) {
-    const int s = backwards ? share.last - i : share.first + i;
+  for (int s = backwards ? share.last - team.number : share.first + team.number;
+       backwards ? s >= share.first : s <= share.last; s += kThreads / Team::size * (backwards ? -1 : 1)) {
     const Stretch stretch = stretch_of(table, share, s, kTileBytes);
     if (wanted(stretch))
       with_dtype(stretch.dtype, [&](auto t) { body(team, s, split<decltype(t)>(stretch.data, stretch.count)); });
