@@ -155,6 +155,13 @@ PYBIND11_MODULE(_C, m) {
         unlocked([&] { cpu::lift(work(l), p, threads, lifted); });
       },
       arg("list"), keywords, arg("p"), arg("threads"), arg("out"));
+  m.def(
+      "cpu_stats",
+      [](const TensorList& l, int threads, py::handle out) {
+        double* const rows = doubles_of(out, l.device);
+        unlocked([&] { cpu::stats(work(l), threads, rows); });
+      },
+      arg("list"), keywords, arg("threads"), arg("out"));
   m.add_object("cpu_clip_list", py::reinterpret_steal<py::object>(PyCFunction_New(&clip_list_definition, nullptr)));
   m.def(
       "cpu_clip",

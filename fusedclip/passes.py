@@ -4,6 +4,7 @@ clip_list_       all of it for a list, in one call of the extension where nothin
 clip_            all of it for gradients that have been gathered
 measure, norm    all of it but the write pass
 lift_each        the read pass
+stats_each       the read pass that counts and looks for the largest element on its way
 scale_, clamp_   the write pass
 
 Everything is checked before the first write. Autograd is told of what was written, and stand-ins of gradients are
@@ -129,15 +130,33 @@ def _exact_norm(grads: Gradients, p: float, error_if_nonfinite: bool, group: "Pr
 
 def lift_each(grads: Gradients, p: float) -> Tensor:
     """Lifted value of each gradient, fp64, in the order of the batches, on the first gradient's device."""
-    if not grads.reads:
-        return torch.empty(0, dtype=torch.float64, device="cpu")
-    lifted = [serving(batch).lift(batch, p) for batch in grads.reads]
-    return lifted[0] if len(lifted) == 1 else torch.cat([part.to(grads.device) for part in lifted])
+    return _joined([serving(batch).lift(batch, p) for batch in grads.reads], grads, torch.Size([0]))
+
+
+def stats_each(grads: Gradients) -> Tensor:
+    """Lifted statistics of each gradient, fp64, [5, U] with the rows of norms.py; the rest as of `lift_each`."""
+    return _joined([serving(batch).stats(batch) for batch in grads.reads], grads, torch.Size([norms.STATS, 0]))
+
+
+def _joined(parts: list[Tensor], grads: Gradients, empty: torch.Size) -> Tensor:
+    """What each batch gave, along the last dimension."""
+    if not parts:
+        return torch.empty(empty, dtype=torch.float64, device="cpu")
+    return parts[0] if len(parts) == 1 else torch.cat([part.to(grads.device) for part in parts], -1)
 
 
 def total(lifted: Tensor, p: float, group: "ProcessGroup | None") -> Tensor:
     """The lifted value of the whole list, 0-d, over all ranks of `group`."""
     return over_ranks(whole(lifted, p), p, group)
+
+
+def total_stats(lifted: Tensor, group: "ProcessGroup | None") -> Tensor:
+    """The lifted statistics of the whole list, [5], over all ranks of `group`: one SUM and one MAX."""
+    own = norms.combine_stats(lifted)
+    if group is None:
+        return own
+    sums, largest = own[: norms.LARGEST], own[norms.LARGEST :]
+    return torch.cat([over_ranks(sums, 1.0, group), over_ranks(largest, math.inf, group)])
 
 
 def whole(lifted: Tensor, p: float) -> Tensor:
@@ -269,12 +288,17 @@ def spread(values: Tensor, grads: Gradients) -> Tensor:
 
     An entry without a gradient gets 0.
     """
-    values = as_result(values, grads)
+    return of_entries(as_result(values, grads), grads)
+
+
+def of_entries(values: Tensor, grads: Gradients) -> Tensor:
+    """The same in the dtype that they have, and of several rows, [..., U]."""
     sources = grads.packed_sources
     if sources is None:
         return values
     index = torch.frombuffer(sources, dtype=torch.int64)
-    return torch.cat([values, values.new_zeros(1)])[_on_device(index, values.device)]  # -1: the last
+    padded = torch.cat([values, values.new_zeros(*values.shape[:-1], 1)], -1)
+    return padded[..., _on_device(index, values.device)]  # -1: the last
 
 
 def _index(places: list[int], device: torch.device) -> Tensor:
