@@ -205,6 +205,15 @@ PYBIND11_MODULE(_C, m) {
         unlocked([&] { cuda::lift(work, p, space, lifted); });
       },
       arg("list"), keywords, arg("p"), arg("scratch"), arg("out"));
+  m.def("cuda_stats_scratch_doubles", [](const TensorList& l) { return cuda::stats_scratch_doubles(cuda_work(l)); });
+  m.def(
+      "cuda_stats",
+      [](const TensorList& l, py::handle scratch, py::handle out) {
+        const cuda::Work work = cuda_work(l);
+        double *const space = doubles_of(scratch, l.device), *const rows = doubles_of(out, l.device);
+        unlocked([&] { cuda::stats(work, space, rows); });
+      },
+      arg("list"), keywords, arg("scratch"), arg("out"));
   m.def(
       "cuda_norm",
       [](const TensorList& l, double p, py::handle scratch, py::handle norm) {

@@ -86,7 +86,7 @@ FUSEDCLIP_HD inline Stats combine(const Stats& a, const Stats& b) {
 // The magnitude from which on an element is not finite.
 template <class T>
 FUSEDCLIP_HD inline Bits<T> infinite() {
-  return bit_cast<Bits<T>>(narrow<T>(std::numeric_limits<Wide<T>>::infinity()));
+  return bit_cast<Bits<T>>(narrow<T>(Wide<T>(HUGE_VAL)));
 }
 
 struct ClipRule {
