@@ -99,6 +99,18 @@ def test_read(target: str, norm: str, dtypes: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("target", TARGETS)
+def test_statistics(target: str, dtypes: str, tmp_path: Path) -> None:
+    asm = compiled(kernels.stats_kernel, target, DTYPES=DTYPES[dtypes])
+    check_registers(asm, target, tmp_path)
+    assert count_wide(asm, target, "load") >= wide_expected(target, dtypes)
+    if target != "gfx942" and dtypes not in ("FLOAT64", "MIXED"):
+        assert "max.NaN.f32" in asm["ptx"]
+        assert "max.f32" not in asm["ptx"]
+    check_registers(compiled(kernels.per_tensor_stats_kernel, target), target, tmp_path)
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("on_device", [False, True])
 def test_settle_and_scale(target: str, dtypes: str, on_device: bool, tmp_path: Path) -> None:
     optional = {} if on_device else {"max_norm_on_device": None, "multiplier": None}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...gradients import Batch
-from ...norms import Clipped, ClipRule, follow
+from ...norms import STATS, Clipped, ClipRule, follow
 from ..base import on
 from . import kernels
 from .norms import number_of
@@ -33,6 +33,28 @@ def lift(batch: Batch, p: float) -> Tensor:
             plan.segments,
             plan.tiles,
             NORM=norm,
+        )
+    return out
+
+
+def stats(batch: Batch) -> Tensor:
+    with on(batch.device):
+        table = table_for(batch)
+        plan = table.plan
+        partials = _empty(batch, STATS, plan.tiles)
+        out = _empty(batch, STATS, plan.segments)
+        launch(
+            kernels.stats_kernel, table.programs, table, table.data, partials, plan.segments, plan.tiles, **table.shape
+        )
+        launch(
+            kernels.per_tensor_stats_kernel,
+            plan.segments,
+            table,
+            table.data,
+            partials,
+            out,
+            plan.segments,
+            plan.tiles,
         )
     return out
 
