@@ -112,6 +112,7 @@ __global__ void __launch_bounds__(kThreads) combine_slots_kernel(const __grid_co
   if (s >= table.size) return;
   const uint32_t end = slot_begin(table, s + 1, blocks);
   double lifted = identity(how);
+#pragma unroll 1
   for (uint32_t i = slot_begin(table, s, blocks) + lane; i < end; i += kWarp) lifted = combine(how, lifted, slots[i]);
   lifted = warp_reduce(how, lifted);
   if (lane == 0) out[table.place + s] = lifted;
