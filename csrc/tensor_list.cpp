@@ -13,6 +13,13 @@ std::vector<int64_t> sources_of(const Gathered& gathered) {
   return places;
 }
 
+bool same_objects(const py::list& a, const py::list& b) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i)
+    if (PyList_GET_ITEM(a.ptr(), i) != PyList_GET_ITEM(b.ptr(), i)) return false;
+  return true;
+}
+
 uint32_t dtypes_of(const TensorList& list) {
   uint32_t bits = 0;
   for (const Segment& segment : list.segments) bits |= 1u << static_cast<int>(segment.dtype);
