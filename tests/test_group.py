@@ -12,7 +12,7 @@ import fusedclip
 
 from . import oracle
 from .conftest import parameters
-from .two_ranks import on_two_ranks
+from .ranks import on_two_ranks
 
 NORM_TYPES = [2.0, 1.0, 3.0, 0.0, math.inf, -math.inf]
 
