@@ -241,7 +241,7 @@ def clip_grad_norm_scopes_(
     named: list[Scope] = []
     for name, parameters in scopes.items():
         own = parameter_list(parameters, grad_attr)
-        named.append(Scope(range(len(items), len(items) + len(own)), ClipRule(limits[name], zero)))
+        named.append(Scope(range(len(items), len(items) + len(own)), ClipRule(limits[name], zero), str(name)))
         items += own
     if not named:
         return {}

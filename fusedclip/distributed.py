@@ -6,8 +6,9 @@ plan in the order of their ranks, then the groups that the caller named.
 
 import atexit
 import math
+import zlib
 from collections.abc import Iterable, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
@@ -22,28 +23,41 @@ from .torch_internals import as_torch
 
 
 def totals(
-    lifted: Tensor, p: float, grads: Gradients, groups: Sequence[ProcessGroup], scopes: Sequence[Sequence[int]] | None
+    lifted: Tensor,
+    p: float,
+    grads: Gradients,
+    groups: Sequence[ProcessGroup],
+    scopes: Sequence[Sequence[int]] | None,
+    label: str,
 ) -> Tensor:
     """The lifted values [U] of the gradients of this rank to those of scopes over all ranks, [S].
 
-    `scopes`: the entries of each, None for one of all. Every rank must call it, those without a gradient included.
+    `scopes`: the entries of each, None for one of all. `label`: what other ranks have to call them, too. Every rank must call it, those without a gradient included.
     """
     shards, sources = grads.shards, grads.sources
     if shards is None:
         wholes = _wholes(lifted, p, sources, scopes)
     elif p == 0 and shards.plan.sets:  # counts tensors; whether one has an element that is not 0, all its ranks decide
-        each = _count_once(each_over_ranks(lifted, p, grads), sources)
+        each = each_over_ranks(lifted, p, grads, once=True)
         wholes = _wholes(each, p, range(len(each)), scopes)
     else:
-        wholes = _over_sets(lifted, p, sources, shards, scopes)
+        wholes = _over_sets(lifted, p, sources, shards, scopes, label)
     for group in groups:
-        wholes = merge_ranks(wholes, p, group, _home(grads))
+        wholes = merge_ranks(wholes, p, group, _home(grads), label)
     return wholes
 
 
-def each_over_ranks(lifted: Tensor, p: float, grads: Gradients) -> Tensor:
-    """The lifted value of each entry of the list over the ranks that hold its shards; its identity for none."""
+def each_over_ranks(lifted: Tensor, p: float, grads: Gradients, *, once: bool = False) -> Tensor:
+    """The lifted value of each entry of the list over the ranks that hold its shards; its identity for none.
+
+    `once`: of entries with the same gradient only the first has one. (Not to be asked of the result: an empty shard has
+    no memory that would tell.)
+    """
     each = torch.cat([lifted, lifted.new_full((1,), norms.identity(p))])[norms.index_on(grads.sources, lifted.device)]
+    if once:
+        first = {place: entry for entry, place in reversed(list(enumerate(grads.sources)))}
+        again = [entry for entry, place in enumerate(grads.sources) if place >= 0 and first[place] != entry]
+        each[norms.index_on(again, each.device)] = norms.identity(p)
     if grads.shards is None:
         return each
     plan = grads.shards.plan
@@ -57,7 +71,12 @@ def each_over_ranks(lifted: Tensor, p: float, grads: Gradients) -> Tensor:
 
 
 def _over_sets(
-    lifted: Tensor, p: float, sources: Sequence[int], shards: Shards, scopes: Sequence[Sequence[int]] | None
+    lifted: Tensor,
+    p: float,
+    sources: Sequence[int],
+    shards: Shards,
+    scopes: Sequence[Sequence[int]] | None,
+    label: str,
 ) -> Tensor:
     plan = shards.plan
     sums: dict[int, list[Tensor]] = {}
@@ -68,7 +87,7 @@ def _over_sets(
         sums.setdefault(share.member, []).append(_part(wholes, p, share.replicas))
     merged = {member: reduce(norms.merger(p), parts) for member, parts in sums.items()}
     for number, one in enumerate(plan.sets):
-        merged[number] = merge_ranks(merged[number], p, group_of(one), shards.device)
+        merged[number] = merge_ranks(merged[number], p, group_of(one), shards.device, f"{label}{plan.count(number)}")
     return reduce(norms.merger(p), (merged[member] for member in sorted(merged)))
 
 
@@ -89,23 +108,39 @@ def _wholes(lifted: Tensor, p: float, sources: Sequence[int], scopes: Sequence[S
     return torch.stack([norms.whole(norms.select(lifted, own), p) for own in places])
 
 
-def _count_once(each: Tensor, sources: Sequence[int]) -> Tensor:
-    first = {place: entry for entry, place in reversed(list(enumerate(sources)))}
-    again = [entry for entry, place in enumerate(sources) if place >= 0 and first[place] != entry]
-    if again:
-        each[norms.index_on(again, each.device)] = 0
-    return each
-
-
-def merge_ranks(lifted: Tensor, p: float, group: ProcessGroup, home: torch.device | None = None) -> Tensor:
+def merge_ranks(
+    lifted: Tensor, p: float, group: ProcessGroup, home: torch.device | None = None, label: str = ""
+) -> Tensor:
     """Lifted values (fp64, any shape) over all ranks of `group`, the same on each of them.
 
     One all-reduce, of one or two fp64 numbers for each, from the device `home` if the group can. Every rank must call
-    it, those without a gradient included.
+    it, those without a gradient included. Ranks that want different things (orders, numbers of values, labels) get an
+    error on the CPU, and NaN on a device, which is not waited for; never a number that is wrong.
     """
-    values = lifted if math.isfinite(p) else _extreme(lifted, p)
-    values = _all_reduce(values, "sum" if math.isfinite(p) else "max", group, home or lifted.device).to(lifted.device)
-    return values if math.isfinite(p) else torch.where(values[1] > 0, math.nan, values[0] * math.copysign(1, p))
+    is_extreme = math.isinf(p)
+    values = _extreme(lifted, p) if is_extreme else lifted
+    code = zlib.crc32(f"{p} {tuple(lifted.shape)} {label}".encode()) & 0xFFFF  # n squares of it add up without rounding
+    n = 1 if is_extreme else group.size()
+    own = (code, -code if is_extreme else code * code)
+    packed = torch.cat([values.reshape(-1), _numbers(own, values.device)])
+    packed = _all_reduce(packed, "max" if is_extreme else "sum", group, home or lifted.device).to(lifted.device)
+    agrees = (packed[-2:] == _numbers((n * own[0], n * own[1]), packed.device)).all()
+    if packed.device.type != "cpu":
+        packed = torch.where(agrees, packed, math.nan)
+    elif not agrees:
+        raise RuntimeError(
+            f"the ranks of a process group of {group.size()} ask for different norms: here of order {p}, "
+            f"{lifted.numel()} of them{label and f' ({label})'}. Every rank must make the same call, with the same "
+            "norm_type, the same scopes in the same order and the same sharded parameters, those without a gradient "
+            "included. No gradient has been changed"
+        )
+    values = packed[:-2].view(values.shape)
+    return torch.where(values[1] > 0, math.nan, values[0] * math.copysign(1, p)) if is_extreme else values
+
+
+@lru_cache(maxsize=64)
+def _numbers(numbers: tuple[int, int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
 def _all_reduce(values: Tensor, operation: str, group: ProcessGroup, home: torch.device) -> Tensor:

@@ -158,9 +158,14 @@ def total(lifted: Tensor, p: float, grads: Gradients, peers: Peers | None) -> Te
 
 
 def totals(
-    lifted: Tensor, p: float, grads: Gradients, peers: Peers | None, scopes: Sequence[Sequence[int]] | None
+    lifted: Tensor,
+    p: float,
+    grads: Gradients,
+    peers: Peers | None,
+    scopes: Sequence[Sequence[int]] | None,
+    label: str = "",
 ) -> Tensor:
-    """That of each scope (its entries), [S]."""
+    """That of each scope (its entries), [S]. Ranks with different labels get an error."""
     from . import distributed
 
     if peers is not None and peers.uncounted:
@@ -168,7 +173,7 @@ def totals(
         lifted = lifted.clone()
         for run in norms.runs(sorted(places)):
             lifted[run] = norms.identity(p)
-    return distributed.totals(lifted, p, grads, () if peers is None else peers.groups, scopes)
+    return distributed.totals(lifted, p, grads, () if peers is None else peers.groups, scopes, label)
 
 
 def norm_of_each(grads: Gradients, p: float) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ class Scope(NamedTuple):
 
     entries: Sequence[int]
     rule: Rule
+    name: str = ""
 
 
 def measure_scopes(
@@ -39,7 +40,8 @@ def measure_scopes(
     if alone:
         wholes = torch.stack([norms.whole(norms.select(lifted, own), p) for own in places])
     else:
-        wholes = passes.totals(lifted, p, grads, peers, [scope.entries for scope in scopes])
+        label = "".join(f"{scope.name}: " for scope in scopes if scope.name)
+        wholes = passes.totals(lifted, p, grads, peers, [scope.entries for scope in scopes], label)
     exact = norms.finish(wholes, p)
     if error_if_nonfinite:
         passes.raise_if_nonfinite(exact, lifted, grads, p)

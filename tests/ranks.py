@@ -26,6 +26,7 @@ def on_ranks(count: int, scenario: Scenario, seconds: float = SECONDS / 2) -> No
 
     A collective that some rank does not take part in ends after so many seconds.
     """
+    _ranks[:] = _ranks if all(process.is_alive() for process, _ in _ranks) else []
     _ranks.extend(_start(rank) for rank in range(len(_ranks), count))
     with tempfile.TemporaryDirectory() as folder:
         for _, pipe in _ranks[:count]:
@@ -76,6 +77,9 @@ def _serve(rank: int, pipe: Connection) -> None:
             dist.barrier()
             dist.destroy_process_group()
             pipe.send(None)
+        except SystemExit:  # the scenario has broken its group, and knows
+            pipe.send(None)
+            return
         except BaseException:
             pipe.send(f"rank {rank}:\n{traceback.format_exc()}")
             raise

@@ -96,6 +96,8 @@ class Gradients:
         """Those whose local tensors were written with this batch."""
         if self.shards is None:
             return []
+        if isinstance(written, bool) and len(self.reads) == 1:
+            return [dtensor for dtensor in self.shards.dtensors if dtensor is not None]
         places = write.places or range(write.read_count)
         if not isinstance(written, bool):
             places = [place for place, changed in zip(places, written, strict=True) if changed]

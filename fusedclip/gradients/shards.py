@@ -71,6 +71,10 @@ class Plan:
         """Whether it takes no other rank to tell the norm."""
         return not self.sets and not self.partials
 
+    def count(self, number: int) -> str:
+        """How many entries are counted in a set, in words."""
+        return f"{sum(len(share.entries) for share in self.shares if share.member == number)} sharded parameters"
+
 
 @dataclass(eq=False, slots=True)
 class Shards:
