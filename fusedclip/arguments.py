@@ -118,7 +118,7 @@ def check_group(group: object, counted_elsewhere: object = None) -> "tuple[Proce
             raise ValueError("group= is a process group that this rank does not belong to")
         way_out = "; pass its .get_group()" if hasattr(one, "get_group") else ""  # of a DeviceMesh
         wanted = "a torch.distributed.ProcessGroup, a list of them or None"
-        raise TypeError(f"group= must be {wanted}, got {shown(one)}{way_out}")
+        raise TypeError(f"group= must be {wanted}, got {shown(group)}{way_out}")
     if counted_elsewhere is not None and not callable(counted_elsewhere):
         _check_parameters(counted_elsewhere)
     return groups
@@ -190,7 +190,7 @@ def explain_no_gradients(parameters: list[Any], attribute: str) -> None:
     """No gradient anywhere is legal, unless the caller plainly meant something else."""
     if not parameters:
         return
-    if all(type(p) is Tensor and not p.requires_grad for p in parameters):
+    if all(_is_no_parameter(p) for p in parameters):
         raise TypeError(
             f"none of the {len(parameters)} entries of parameters is a Parameter, requires grad or has "
             f".{_cut(attribute)}: these look like gradients. Pass the parameters that hold them (get_total_norm takes "
@@ -198,6 +198,11 @@ def explain_no_gradients(parameters: list[Any], attribute: str) -> None:
         )
     if not any(hasattr(p, attribute) for p in parameters):
         raise AttributeError(f"no parameter has an attribute {_cut(attribute)!r}, which grad_attr names")
+
+
+def _is_no_parameter(item: Any) -> bool:
+    is_known = type(item) is Tensor or (is_dtensor(item) and not isinstance(item, torch.nn.Parameter))
+    return is_known and not item.requires_grad
 
 
 def refuse_repeated(items: list[Tensor], scopes: list[Any], names: list[str]) -> None:

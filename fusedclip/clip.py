@@ -89,11 +89,13 @@ def clip_grad_norm_(
         refuse_tracing()
     p, limit = check_norm_type(norm_type), check_max_norm(max_norm)
     zero = on_nonfinite is not _POLICIES[0] and check_on_nonfinite(on_nonfinite, _POLICIES) == "zero"
+    peers, groups = None, None
+    if group is not None or counted_elsewhere is not None:
+        groups = check_group(group, counted_elsewhere)
     items = parameter_list(parameters, grad_attr)
     rule = constant_rule(limit + 0.0, zero) if type(limit) is float else ClipRule(limit, zero)
-    peers = None
-    if group is not None or counted_elsewhere is not None:
-        peers = peers_of(check_group(group, counted_elsewhere), counted_elsewhere, items)
+    if groups:
+        peers = peers_of(groups, counted_elsewhere, items)
     return passes.clip_list_(items, grad_attr, p, rule, error_if_nonfinite, peers)
 
 
@@ -113,8 +115,8 @@ def get_total_norm(
     if is_tracing() or modes._is_in_torch_dispatch_mode:
         refuse_tracing()
     p = check_norm_type(norm_type)
+    peers = None if group is None else peers_of(check_group(group), None, [])
     items = as_list(tensors, "tensors")
-    peers = None if group is None else peers_of(check_group(group), None, items)
     return passes.clip_list_(items, None, p, _MEASURE, error_if_nonfinite, peers)
 
 

@@ -32,7 +32,9 @@ def totals(
 ) -> Tensor:
     """The lifted values [U] of the gradients of this rank to those of scopes over all ranks, [S].
 
-    `scopes`: the entries of each, None for one of all. `label`: what other ranks have to call them, too. Every rank must call it, those without a gradient included.
+    `scopes`: the entries of each, None for one of all. `label`: what other ranks have to call them, too.
+
+    Every rank must call it, those without a gradient included.
     """
     shards, sources = grads.shards, grads.sources
     if shards is None:
