@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "cpu/engine.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
@@ -37,31 +40,32 @@ ClipRule as_rule(PyObject* tuple) {
 }
 
 py::object clip_list(const py::list& items, const py::object& attribute, const py::object& p, const ClipRule& rule,
-                     int threads, const py::list& written) {
+                     bool only_finite, int threads, const py::list& written) {
   Gathered gathered = gather(items, attribute, p);
   if (!gathered.is_ordinary()) return py::cast(std::move(gathered));
   const TensorList& l = *gathered.lists[0];
   const double order = p.cast<double>();
-  const auto r = unlocked([&] { return cpu::clip(work(l), order, rule, 1.0, threads); });
+  const auto r = unlocked([&] { return cpu::clip(work(l), order, rule, 1.0, only_finite, threads); });
+  if (only_finite && !std::isfinite(r.norm)) return py::cast(std::move(gathered));
   // Before Python can run: an interrupt that came meanwhile is raised as soon as it does.
   if (r.coef != 1 && PyList_SetSlice(written.ptr(), 0, 0, l.tensors.ptr()) != 0) throw py::error_already_set();
   return py::make_tuple(r.norm, l.has_float64);
 }
 
-// cpu_clip_list(items, attribute, p, rule, threads, written): gather and cpu_clip at once. Python code between the two
-// and after them is slow, as it finds the caches full of gradients (11 us of the 70 us for 300 tensors of 4,096).
-// Returns (norm, whether it is fp64) with the tensors that were written in `written`; or, where the list is not an
-// ordinary one on the CPU, what was gathered, with nothing done. Called without pybind11, whose dispatch would be a
-// tenth of the smallest call.
+// cpu_clip_list(items, attribute, p, rule, only_finite, threads, written): gather and cpu_clip at once. Python code
+// between the two and after them is slow, as it finds the caches full of gradients (11 us of the 70 us for 300 tensors
+// of 4,096). Returns (norm, whether it is fp64) with the tensors that were written in `written`; or what was gathered,
+// with nothing done, where the list is not an ordinary one on the CPU, or the norm is not finite and `only_finite` ones
+// are wanted. Called without pybind11, whose dispatch would be a tenth of the smallest call.
 PyObject* cpu_clip_list(PyObject*, PyObject* const* args, Py_ssize_t count) {
   try {
-    if (count != 6 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[5]))
-      throw py::type_error("cpu_clip_list(items: list, attribute, p, rule, threads, written: list)");
+    if (count != 7 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[6]))
+      throw py::type_error("cpu_clip_list(items: list, attribute, p, rule, only_finite, threads, written: list)");
     const auto object = [&](int i) { return py::reinterpret_borrow<py::object>(args[i]); };
-    const int threads = static_cast<int>(PyLong_AsLong(args[4]));
+    const int threads = static_cast<int>(PyLong_AsLong(args[5]));
     if (threads == -1 && PyErr_Occurred()) throw py::error_already_set();
-    return clip_list(py::reinterpret_borrow<py::list>(args[0]), object(1), object(2), as_rule(args[3]), threads,
-                     py::reinterpret_borrow<py::list>(args[5]))
+    return clip_list(py::reinterpret_borrow<py::list>(args[0]), object(1), object(2), as_rule(args[3]),
+                     args[4] == Py_True, threads, py::reinterpret_borrow<py::list>(args[6]))
         .release()
         .ptr();
   } catch (py::error_already_set& error) {
@@ -76,6 +80,12 @@ PyObject* cpu_clip_list(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 PyMethodDef clip_list_definition{"cpu_clip_list", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(cpu_clip_list)),
                                  METH_FASTCALL, nullptr};
+
+py::object packed_sources(const Gathered& gathered) {
+  const auto& sources = gathered.sources;
+  if (sources.empty()) return py::none();
+  return py::bytearray(reinterpret_cast<const char*>(sources.data()), sources.size() * sizeof(sources[0]));
+}
 
 constexpr int kMostSets = 4;
 
@@ -117,6 +127,8 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("sources", &sources_of)
       .def_readonly("specs", &Gathered::specs)
       .def_readonly("dtensors", &Gathered::dtensors)
+      .def_property_readonly("packed_sources", &packed_sources, "int64 each; None: item i has place i.")
+      .def("source", &source_of, py::arg("item"))
       .def_readonly("survey", &Gathered::survey);
   m.def("bind_torch", &bind_torch);
   m.def("bind_survey", &bind_survey);
@@ -144,7 +156,7 @@ PYBIND11_MODULE(_C, m) {
       [](TensorList& l, double p, const py::tuple& rule, py::handle multiplier, int threads) {
         const ClipRule limit = as_rule(rule.ptr());
         const double factor = *doubles_of(multiplier, l.device);
-        const auto r = unlocked([&] { return cpu::clip(work(l), p, limit, factor, threads); });
+        const auto r = unlocked([&] { return cpu::clip(work(l), p, limit, factor, false, threads); });
         l.writes += r.coef != 1;
         return py::make_tuple(r.norm, r.coef);
       },
@@ -160,12 +172,14 @@ PYBIND11_MODULE(_C, m) {
       arg("list"), keywords, arg("coef"), arg("per_tensor"), arg("zero"), arg("threads"));
   m.def(
       "cpu_clamp",
-      [](TensorList& l, double bound, int threads) -> std::optional<std::vector<bool>> {
+      [](TensorList& l, double bound, int threads) -> py::object {
         const std::vector<bool> written = unlocked([&] { return cpu::clamp(work(l), bound, threads); });
         l.writes += !written.empty();
-        return written.empty() ? std::nullopt : std::optional(written);
+        const bool all = std::find(written.begin(), written.end(), false) == written.end();
+        return all ? py::bool_(!written.empty()) : py::cast(written);
       },
-      "Per segment, whether it was written; None if none was.", arg("list"), keywords, arg("bound"), arg("threads"));
+      "Whether all segments were written, or none; or, for each, whether it was.", arg("list"), keywords, arg("bound"),
+      arg("threads"));
 #ifdef FUSEDCLIP_WITH_CUDA
   // On torch's current stream; none waits for the device.
   m.def("cuda_missing", &cuda::missing);

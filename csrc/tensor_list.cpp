@@ -1,6 +1,7 @@
 #include "tensor_list.h"
 
 #include <numeric>
+#include <stdexcept>
 
 #include "overlap.h"
 
@@ -18,6 +19,11 @@ bool same_objects(const py::list& a, const py::list& b) {
   for (size_t i = 0; i < a.size(); ++i)
     if (PyList_GET_ITEM(a.ptr(), i) != PyList_GET_ITEM(b.ptr(), i)) return false;
   return true;
+}
+
+int64_t source_of(const Gathered& gathered, size_t item) {
+  if (item >= gathered.items) throw std::out_of_range("there is no such item");
+  return gathered.sources.empty() ? static_cast<int64_t>(item) : gathered.sources[item];
 }
 
 uint32_t dtypes_of(const TensorList& list) {

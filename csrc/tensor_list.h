@@ -50,6 +50,7 @@ struct Gathered {
 
 // Per item: the place of its gradient in the lists one after another, -1 for none.
 std::vector<int64_t> sources_of(const Gathered& gathered);
+int64_t source_of(const Gathered& gathered, size_t item);
 
 // The gradients of `items`: each item's attribute `attribute`, or the items themselves if none is named.
 //

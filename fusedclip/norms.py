@@ -66,7 +66,11 @@ def on_device(value: float | Tensor, device: torch.device) -> Tensor:
 
 def index_on(places: Sequence[int], device: torch.device) -> Tensor:
     """Places as an index that the host need not wait for."""
-    index = torch.tensor(places, dtype=torch.int64, device="cpu")
+    return sent(torch.tensor(places, dtype=torch.int64, device="cpu"), device)
+
+
+def sent(index: Tensor, device: torch.device) -> Tensor:
+    """From the host to a device, without waiting for that."""
     return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
 
 

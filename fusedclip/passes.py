@@ -12,6 +12,7 @@ brought home, here alone, and also when an interrupt arrives while an engine wri
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -34,14 +35,14 @@ def clip_list_(
     peers: Peers | None,
 ) -> Tensor:
     """The norm of the gradients of `items`, which are clipped; or of the items themselves, if `attribute` is None."""
-    in_one_call = peers is None and not error_if_nonfinite and type(rule.max_norm) is float
+    in_one_call = peers is None and type(rule.max_norm) is float
     engine = backends.for_lists() if in_one_call else None
     if engine is None:
         grads = gather(items, attribute, p=p)
     else:
         written: list[Tensor] = []
         try:
-            found = engine.clip_list_(items, attribute, p, rule, written)
+            found = engine.clip_list_(items, attribute, p, rule, error_if_nonfinite, written)
         finally:
             if written:
                 increment_version(written)
@@ -271,7 +272,7 @@ class _Writing:
 
     def __init__(self, grads: Gradients, number: int, engine: Backend) -> None:
         self.grads, self.write, self.engine = grads, grads.writes[number], engine
-        self.first = sum(write.read_count for write in grads.writes[:number])  # the place of its first tensor
+        self.first = sum(write.read_count for write in grads.writes[:number]) if number else 0  # its first place
         self.before = self.write.batch.writes
 
     def __enter__(self) -> "_Writing":
@@ -291,13 +292,10 @@ class _Writing:
 
     def _settle(self) -> None:
         tensors = self.write.batch.tensors
+        twins = [twin for twin, place in self.write.twins if isinstance(self.written, bool) or self.written[place]]
         if not isinstance(self.written, bool):
-            tensors = [tensor for tensor, changed in zip(tensors, self.written, strict=True) if changed]
-        increment_version(tensors)
-        increment_version(
-            [twin for twin, place in self.write.twins if isinstance(self.written, bool) or self.written[place]]
-        )
-        increment_version(self.grads.dtensors(self.write, self.first, self.written))
+            tensors = list(compress(tensors, self.written))
+        increment_version(tensors + twins + self.grads.dtensors(self.write, self.first, self.written))
         self.grads.bring_home(self.write, self.first, self.written)
 
 
@@ -316,9 +314,11 @@ def insist(step: Callable[[], None]) -> None:
 
 def spread(values: Tensor, grads: Gradients) -> Tensor:
     """[U] values in the order of the batches to one per entry of the list; 0 for an entry without a gradient."""
-    if grads.sources == list(range(len(values))):
+    sources = grads.packed_sources
+    if sources is None:
         return values
-    return torch.cat([values, values.new_zeros(1)])[norms.index_on(grads.sources, values.device)]  # -1: the last
+    index = norms.sent(torch.frombuffer(sources, dtype=torch.int64), values.device)
+    return torch.cat([values, values.new_zeros(1)])[index]  # -1: the last
 
 
 def as_result(exact: Tensor, grads: Gradients, *, finite: bool = False) -> Tensor:

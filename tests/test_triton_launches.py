@@ -218,6 +218,21 @@ def test_a_captured_call_owns_its_tables(device: torch.device, monkeypatch: pyte
         assert host[2:].tolist() == first.plan.rows.tolist()
 
 
+def test_what_a_graph_copies_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pinned memory, but for torch 2.10, which cannot give any while it records."""
+    from fusedclip.backends.triton import tables
+
+    gpu = torch.device("cuda", 0)
+    found = {}
+    for pins in (True, False):
+        for captures in (True, False):
+            monkeypatch.setattr(tables, "PINS_IN_CAPTURE", pins)
+            monkeypatch.setattr(tables, "is_capturing", lambda device, captures=captures: captures)
+            found[pins, captures] = tables._may_pin(gpu)
+            assert not tables._may_pin(torch.device("cpu"))
+    assert found == {(True, True): True, (True, False): True, (False, True): False, (False, False): True}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_alignment_at_the_edges_of_steps_and_tiles(device: torch.device, dtype: torch.dtype) -> None:
     from fusedclip.backends.triton.tuning import tuning_for

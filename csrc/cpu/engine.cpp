@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -129,7 +130,7 @@ void lift(const Work& work, double p, int max_threads, double* out) {
   for (size_t s = 0; s < work.segments.size(); ++s) out[s] = combine_segment(work, norm, partials, s);
 }
 
-Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier, int max_threads) {
+Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier, bool only_finite, int max_threads) {
   const Norm norm = norm_of(p);
   Partials partials = partials_for(work);
   Clipped result{};
@@ -142,6 +143,7 @@ Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier
     if (team > 1) team_barrier();
     if (thread == 0) {
       result = settle(norm, combine_all(work, norm, partials), p, rule, multiplier);
+      if (only_finite && !std::isfinite(result.norm)) result.coef = 1;
       if (result.coef != 1) {
         writers = writers_for(work, team);
         writes.emplace(shares_for(work, writers));

@@ -20,8 +20,9 @@ struct Work {
 void lift(const Work& work, double p, int max_threads, double* out);
 
 // The norm, then every element times the coefficient unless that is 1. One parallel region for both passes. Norm and
-// rule are those of the elements times `multiplier`, which the coefficient contains.
-Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier, int max_threads);
+// rule are those of the elements times `multiplier`, which the coefficient contains. `only_finite`: a norm of NaN or
+// inf has nothing written.
+Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier, bool only_finite, int max_threads);
 
 // Segment s times coefs[s * stride]; 1 writes nothing. Where the coefficient is 0 and `zero`, stores zeros, so that
 // inf and NaN don't survive as NaN. Tells whether anything was written.

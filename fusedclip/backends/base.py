@@ -72,12 +72,20 @@ class Backend(ABC):
         raise NotImplementedError
 
     def clip_list_(
-        self, items: list[Tensor], attribute: str | None, p: float, rule: ClipRule, written: list[Tensor]
+        self,
+        items: list[Tensor],
+        attribute: str | None,
+        p: float,
+        rule: ClipRule,
+        only_finite: bool,
+        written: list[Tensor],
     ) -> Any:
         """A whole call at once, if the engine `takes_lists`: the gradients of `items` (the items themselves if
         `attribute` is None) are found, measured and clipped.
 
         Returns their norm in the dtype of results, with the tensors that it wrote in `written`; or, with nothing
-        written, what the sweep found, for whatever is left to the road through batches.
+        written, what the sweep found, for whatever is left to the road through batches. That is so, too, where
+        `only_finite` norms are wanted and this one is not; one that is finite is then returned in fp64 where the dtype
+        of results cannot hold it.
         """
         raise NotImplementedError

@@ -42,10 +42,14 @@ class Cpu(Backend):
         written: bool = _C.cpu_scale(
             batch.table, coef=coef.contiguous(), per_tensor=coef.dim() == 1, zero=zero, threads=torch.get_num_threads()
         )
-        return (coef != 1).tolist() if written and coef.dim() else written
+        if not written or not coef.dim():
+            return written
+        scaled = coef != 1
+        return True if scaled.all() else scaled.tolist()
 
     def clamp_(self, batch: Batch, bound: float) -> Written:
-        return _C.cpu_clamp(batch.table, bound=bound, threads=torch.get_num_threads()) or False
+        written: Written = _C.cpu_clamp(batch.table, bound=bound, threads=torch.get_num_threads())
+        return written
 
     def fuses(self, p: float) -> bool:
         return True
@@ -65,13 +69,20 @@ class Cpu(Backend):
         return Clipped(_scalar(norm, dtype), _scalar(coef, torch.float64)), True
 
     def clip_list_(
-        self, items: list[Tensor], attribute: str | None, p: float, rule: ClipRule, written: list[Tensor]
+        self,
+        items: list[Tensor],
+        attribute: str | None,
+        p: float,
+        rule: ClipRule,
+        only_finite: bool,
+        written: list[Tensor],
     ) -> Any:
-        found = _C.cpu_clip_list(items, attribute, p, rule, torch.get_num_threads(), written)
+        found = _C.cpu_clip_list(items, attribute, p, rule, only_finite, torch.get_num_threads(), written)
         if type(found) is not tuple:
             return found
         norm, is_double = found
-        return _scalar(norm, torch.float64 if is_double else torch.float32)
+        result = _scalar(norm, torch.float64 if is_double else torch.float32)
+        return _scalar(norm, torch.float64) if only_finite and norm > _MOST and result.isinf() else result
 
 
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:

@@ -4,9 +4,10 @@ With the extension one compiled sweep takes what it knows and asks a survey for 
 every entry.
 """
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -26,6 +27,13 @@ if _extension.C is not None:
 class _Found(NamedTuple):
     sources: list[int]
 
+    @property
+    def packed_sources(self) -> bytearray | None:
+        return bytearray(array("q", self.sources))
+
+    def source(self, item: int) -> int:
+        return self.sources[item]
+
 
 class Write(NamedTuple):
     """What is written of one batch: each stretch of memory once."""
@@ -35,25 +43,42 @@ class Write(NamedTuple):
     places: list[int] | None  # of its tensors in that batch; None: the same tensors
     twins: Sequence[tuple[Tensor, int]] = ()  # what lies in the memory of one of them (which) and is written with it
 
+    def number_of(self, place: int) -> int | None:
+        """Among the tensors that are written, of the one at this place of the batch; None if it is not written."""
+        if self.places is None:
+            return place if 0 <= place < self.read_count else None
+        number = bisect_left(self.places, place)  # they ascend
+        return number if self.places[number : number + 1] == [place] else None
+
 
 @dataclass(eq=False)
 class Gradients:
     """The gradients behind a list, on one device or several."""
 
     reads: list[Batch]  # what the norm is taken of, in the order of the list
-    found: Any  # has `sources`
+    found: Any  # _Found, or what the sweep gave
     attribute: str | None
     is_double: bool  # any gradient is fp64 (or complex128)
     flats: dict[int, Flat] = field(default_factory=dict)  # by place: those that could not be taken as they are
     repeated: set[int] = field(default_factory=set)  # places in the memory of an earlier one: written with that one
     is_written: bool = False
     shards: Shards | None = None  # if any of them is a DTensor
+    _sources: list[int] | None = None
+    _writes: list[Write] | None = None
 
-    @cached_property
+    @property
     def sources(self) -> list[int]:
         """Per entry of the list: its place in the batches one after another, or -1 if it has no gradient."""
         # Asked for only when wanted: making the list of the sweep's takes 15 ns per tensor, an eighth of a call.
-        return self.found.sources  # type: ignore[no-any-return]
+        if self._sources is None:
+            self._sources = self.found.sources
+        return self._sources
+
+    @property
+    def packed_sources(self) -> bytearray | None:
+        """The same, int64 each; None where every entry has the next place."""
+        packed: bytearray | None = self.found.packed_sources
+        return packed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,13 +138,17 @@ class Gradients:
             yield first
             first += len(batch.tensors)
 
-    @cached_property
+    @property
     def writes(self) -> list[Write]:
         """One per batch that is read."""
-        as_read = not self.repeated and all(flat.read is flat.write for flat in self.flats.values())
-        if as_read:
-            return [Write(batch, len(batch.tensors), None) for batch in self.reads]
-        return [self._write_of(batch, first) for batch, first in zip(self.reads, self.first_places(), strict=True)]
+        # Not a cached_property, whose lock takes 1 us where the caches are full of gradients.
+        if self._writes is None:
+            as_read = not self.repeated and all(flat.read is flat.write for flat in self.flats.values())
+            self._writes = [
+                Write(batch, len(batch.tensors), None) if as_read else self._write_of(batch, first)
+                for batch, first in zip(self.reads, self.first_places(), strict=True)
+            ]
+        return self._writes
 
     def _write_of(self, batch: Batch, first: int) -> Write:
         tensors: dict[int, Tensor] = {}
@@ -141,9 +170,8 @@ class Gradients:
         """What was written to stand-ins of this batch: all of it, or where that is known to have changed."""
         if not self.flats:
             return
-        at = {place: number for number, place in enumerate(write.places or range(write.read_count))}
         for place, flat in self.flats.items():
-            number = at.get(place - first)
+            number = write.number_of(place - first)
             if flat.home is not None and number is not None and (isinstance(written, bool) or written[number]):
                 flat.bring_home()
 
@@ -163,8 +191,9 @@ def from_sweep(items: list[Tensor], gathered: Any, attribute: str | None) -> Gra
     """What the compiled sweep found."""
     batches = [Batch(table.tensors, table.tensors[0].device, table) for table in gathered.lists]
     grads = Gradients(batches, gathered, attribute, any(table.has_float64 for table in gathered.lists))
-    for table, first in zip(gathered.lists, grads.first_places(), strict=True):
-        grads.repeated.update(first + place for place in table.repeated)
+    if any(table.repeated for table in gathered.lists):
+        for table, first in zip(gathered.lists, grads.first_places(), strict=True):
+            grads.repeated.update(first + place for place in table.repeated)
     if gathered.survey is not None:
         _add_surveyed(grads, gathered.survey)
     if gathered.specs is not None:
@@ -200,5 +229,5 @@ def _add_shards(grads: Gradients, shards: Shards) -> None:
 
 def _add_surveyed(grads: Gradients, survey: Survey) -> None:
     for i, flat in survey.flats.items():
-        grads.flats[grads.sources[i]] = flat
+        grads.flats[grads.found.source(i)] = flat
         grads.is_double |= is_double(flat)

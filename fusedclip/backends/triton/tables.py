@@ -30,6 +30,7 @@ CODES = {
     torch.bfloat16: tiles.BFLOAT16.value,
     torch.float16: tiles.FLOAT16.value,
 }
+PINS_IN_CAPTURE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 CACHED = 64  # tables per thread, plans per process; a training loop needs one of each per list that it clips
 
 _captured: list[Tensor] = []  # host memory that a CUDA graph copies from whenever it is replayed
@@ -71,17 +72,23 @@ class Table:
         """Make the table describe the tensors at these addresses. Returns the host memory of the copy, if any."""
         if addresses == self.addresses:
             return None
-        # While a graph is recorded there may be no pinned memory to be had (pytorch#146924). A copy from ordinary
-        # memory can be recorded as long as nobody waits for it (pytorch#166765); every replay makes it anew.
-        pinned = self.device.type != "cpu" and not is_capturing(self.device)
         host = _integers(addresses)
         if not self.addresses:
             host = torch.cat([host, self.plan.rows])
-        staged = host.pin_memory() if pinned else host
+        staged = host.pin_memory() if _may_pin(self.device) else host
         self.data[: len(host)].copy_(staged, non_blocking=True)
         self.addresses = addresses
         self.overlaps = _overlap(addresses, self.plan.sizes)
         return staged
+
+
+def _may_pin(device: torch.device) -> bool:
+    """Whether a copy to the device may, and must, come from pinned memory.
+
+    While a graph is recorded torch 2.10 has no pinned memory to give (pytorch#146924) and records a copy from ordinary
+    memory, which every replay makes anew. Later versions do the opposite (pytorch#167507, #172156).
+    """
+    return device.type != "cpu" and (PINS_IN_CAPTURE or not is_capturing(device))
 
 
 def _overlap(addresses: list[int], sizes: list[int]) -> bool:

@@ -1,0 +1,30 @@
+# The compute capabilities that kernels are built for unless FUSEDCLIP_CUDA_ARCHS says which.
+set(FUSEDCLIP_ARCHITECTURES 80 90 100 120)
+
+# Those of them that this nvcc knows: before CUDA 12.8 it refuses 100 and 120, and one refused is a failed build.
+function(architectures_known_to nvcc out)
+  execute_process(COMMAND "${nvcc}" --list-gpu-arch OUTPUT_VARIABLE listed RESULT_VARIABLE status ERROR_QUIET)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "fusedclip: '${nvcc} --list-gpu-arch' failed (${status}); FUSEDCLIP_CUDA_ARCHS chooses the "
+                        "compute capabilities without it, FUSEDCLIP_CUDA=0 builds for the CPU alone")
+  endif()
+  string(REGEX MATCHALL "[0-9]+" known "${listed}")
+  set(chosen)
+  set(left_out)
+  foreach(architecture IN LISTS FUSEDCLIP_ARCHITECTURES)
+    if(architecture IN_LIST known)
+      list(APPEND chosen ${architecture})
+    else()
+      list(APPEND left_out ${architecture})
+    endif()
+  endforeach()
+  if(NOT chosen)
+    message(FATAL_ERROR "fusedclip: ${nvcc} knows none of the compute capabilities ${FUSEDCLIP_ARCHITECTURES}")
+  endif()
+  if(left_out)
+    list(JOIN left_out ", " names)
+    message(WARNING "fusedclip: ${nvcc} does not know compute capability ${names}: there will be no machine code for "
+                    "such GPUs, for which a newer CUDA is needed (12.8 for 100 and 120)")
+  endif()
+  set(${out} ${chosen} PARENT_SCOPE)
+endfunction()
