@@ -107,6 +107,13 @@ def gpu(options: argparse.Namespace) -> int:
     return int(command.failed(report))
 
 
+def distributed(options: argparse.Namespace) -> int:
+    """Clipping FSDP2's gradients on several processes: torch's DTensors, torch on local tensors, and ours."""
+    from benchmarks.distributed import command
+
+    return command.compare(options.nproc, 1.5 if options.quick else 5.0, options.seed, options.out)
+
+
 def status(options: argparse.Namespace) -> int:
     """Whether the newest GPU results were measured on the kernels as they are."""
     found = sources.status(options.results)
@@ -260,6 +267,8 @@ def parser() -> argparse.ArgumentParser:
     add("--workload", action="append", default=[], help="only these of the suite")
     add("--seconds", type=float, help="per row, all processes together (default: by the suite)")
     add("--starts", type=int, default=3, help="the seconds are shared by so many fresh processes")
+    add = new(distributed, measures=True)
+    add("--nproc", type=int, default=4, help="processes at most; 8 for the whole weak-scaling table")
     add = new(gpu)
     add("--out", type=Path, metavar="FOLDER", required=True, help="for the JSON and the pictures")
     add("--device", default="cuda", help="cuda, or cuda:N")

@@ -126,10 +126,11 @@ def merge_ranks(
     own = (code, -code if is_extreme else code * code)
     packed = torch.cat([values.reshape(-1), _numbers(own, values.device)])
     packed = _all_reduce(packed, "max" if is_extreme else "sum", group, home or lifted.device).to(lifted.device)
-    agrees = (packed[-2:] == _numbers((n * own[0], n * own[1]), packed.device)).all()
+    expected = (n * own[0], n * own[1])
     if packed.device.type != "cpu":
+        agrees = (packed[-2:] == _numbers(expected, packed.device)).all()
         packed = torch.where(agrees, packed, math.nan)
-    elif not agrees:
+    elif packed[-2:].tolist() != list(expected):
         raise RuntimeError(
             f"the ranks of a process group of {group.size()} ask for different norms: here of order {p}, "
             f"{lifted.numel()} of them{label and f' ({label})'}. Every rank must make the same call, with the same "
@@ -146,7 +147,8 @@ def _numbers(numbers: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def _all_reduce(values: Tensor, operation: str, group: ProcessGroup, home: torch.device) -> Tensor:
-    values = values.to(_device_for(home, group), copy=True)
+    """In place, but for functional ones and what has to be sent to another device."""
+    values = values.to(_device_for(home, group))
     if as_torch.get():
         from torch.distributed import _functional_collectives as functional
 
