@@ -23,7 +23,7 @@ def test_only_the_all_reduce_grows_with_the_ranks() -> None:
 
 
 def test_collectives_are_counted() -> None:
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)  # type: ignore[no-untyped-call]
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
         numbers = torch.ones(3)
         with counted() as made:

@@ -21,7 +21,7 @@ def test_the_example_runs() -> None:
         timeout=110,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    norms = [float(norm) for norm in re.findall(r"norm (\S+)", done.stdout)]
+    norms = [float(norm) for norm in re.findall(r"norm (\d\S+)", done.stdout)]
     assert len(norms) == 5
     assert all(0 < norm < 100 for norm in norms)
     assert "the same norm on all 4 ranks" in done.stdout
