@@ -121,7 +121,7 @@ def merge_ranks(
     """
     is_extreme = math.isinf(p)
     values = _extreme(lifted, p) if is_extreme else lifted
-    code = zlib.crc32(f"{p} {tuple(lifted.shape)} {label}".encode()) & 0xFFFF  # n squares of it add up without rounding
+    code = _code(p, lifted.shape, label)
     n = 1 if is_extreme else group.size()
     own = (code, -code if is_extreme else code * code)
     packed = torch.cat([values.reshape(-1), _numbers(own, values.device)])
@@ -139,6 +139,12 @@ def merge_ranks(
         )
     values = packed[:-2].view(values.shape)
     return torch.where(values[1] > 0, math.nan, values[0] * math.copysign(1, p)) if is_extreme else values
+
+
+@lru_cache(maxsize=64)
+def _code(p: float, shape: torch.Size, label: str) -> int:
+    """What ranks have to agree on, in a number whose square adds up over all of them without rounding."""
+    return zlib.crc32(f"{p} {tuple(shape)} {label}".encode()) & 0xFFFF
 
 
 @lru_cache(maxsize=64)

@@ -70,7 +70,7 @@ def counted() -> Iterator[list[str]]:
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if any(issubclass(kind, DTensor) for kind in types):
                 return NotImplemented  # it calls what we are to see
-            if func.namespace == "_c10d_functional" and "wait" not in func.__name__:
+            if func.namespace == "_c10d_functional" and not func.__name__.startswith(("wait", "_wrap")):
                 made.append(str(func))
             return func(*args, **(kwargs or {}))
 
