@@ -1,11 +1,10 @@
 """Who takes part, and the one place to add someone: a function that makes a Contender, and its name in `line_up`."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,18 +63,13 @@ def engines_for(device: torch.device) -> list[str]:
 
 
 def torch_contender(name: str, foreach: bool) -> Contender:
-    def clip(parameters: Sequence[Parameter], limit: float) -> Tensor:
-        return torch_clip.clip_grad_norm_(parameters, limit, foreach=foreach)
-
-    def value(parameters: Sequence[Parameter], limit: float) -> None:
-        torch_clip.clip_grad_value_(parameters, limit, foreach=foreach)
+    clip = partial(torch_clip.clip_grad_norm_, foreach=foreach)
+    value = partial(torch_clip.clip_grad_value_, foreach=foreach)
 
     # torch has no public function for this; these are the two ways that people write.
     def norms(parameters: Sequence[Parameter], limit: float) -> Tensor:
         gradients = gradients_of(parameters)
-        if foreach:
-            return torch.stack(torch._foreach_norm(gradients))
-        return torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+        return torch.stack(torch._foreach_norm(gradients) if foreach else [*map(torch.linalg.vector_norm, gradients)])
 
     def norm(parameters: Sequence[Parameter], limit: float) -> Tensor:
         return torch_clip.get_total_norm(gradients_of(parameters), foreach=foreach)
@@ -83,24 +77,17 @@ def torch_contender(name: str, foreach: bool) -> Contender:
     # It reads for the norm, then reads and writes for the multiplication, which it never skips; its foreach clamp is
     # two passes of both, its loop one.
     calls, passes = (clip, clip, value, norms, norm), (3, 3, 4 if foreach else 2, 1, 1)
-    return Contender(name, _by_operation(calls), _by_operation(passes))
+    return Contender(name, by_operation(*calls), by_operation(*passes))
 
 
 def torch_compiled() -> Contender:
     """torch.compile of torch's own function; compiles for about 30 s on two cores at its first call."""
-
-    def clip(parameters: Sequence[Parameter], limit: float) -> Tensor:
-        return torch_clip.clip_grad_norm_(parameters, limit, foreach=True)
-
-    return Contender("torch.compile", *_clipping_alone(torch.compile(clip)))
+    clip = torch.compile(partial(torch_clip.clip_grad_norm_, foreach=True))
+    return Contender("torch.compile", by_operation(clip, clip), by_operation(3, 3))
 
 
 def fusedclip_contender(engine: str) -> Contender:
-    def clip(parameters: Sequence[Parameter], limit: float) -> Tensor:
-        return fusedclip.clip_grad_norm_(parameters, limit)
-
-    def value(parameters: Sequence[Parameter], limit: float) -> None:
-        fusedclip.clip_grad_value_(parameters, limit)
+    clip, value = fusedclip.clip_grad_norm_, fusedclip.clip_grad_value_
 
     def norms(parameters: Sequence[Parameter], limit: float) -> Tensor:
         return fusedclip.get_per_tensor_norms(gradients_of(parameters))
@@ -108,8 +95,8 @@ def fusedclip_contender(engine: str) -> Contender:
     def norm(parameters: Sequence[Parameter], limit: float) -> Tensor:
         return fusedclip.get_total_norm(gradients_of(parameters))
 
-    passes = {} if engine == "reference" else _by_operation((1, 3, 2, 1, 1))
-    calls = _by_operation((clip, clip, value, norms, norm))
+    passes = {} if engine == "reference" else by_operation(1, 3, 2, 1, 1)
+    calls = by_operation(clip, clip, value, norms, norm)
     return Contender(f"{OURS} {engine}", calls, passes, lambda: fusedclip.backends.use(engine))
 
 
@@ -125,53 +112,37 @@ def peers() -> list[Contender]:
 def multi_tensor(name: str, kernels: Any) -> Contender:
     """Norm and scaling as apex.contrib.clip_grad and Megatron-LM compose them, one launch sequence per dtype."""
 
-    def flag_on(device: torch.device) -> Tensor:
-        return torch.zeros(1, dtype=torch.int32, device=device)
+    def run(kernel: Any, lists: list[list[Tensor]], *more: Any) -> Any:
+        return kernel(PEERS_CHUNK, torch.zeros(1, dtype=torch.int32, device=lists[0][0].device), lists, *more)
 
     def norm(parameters: Sequence[Parameter], limit: float) -> Tensor:
-        gradients = gradients_of(parameters)
-        flag = flag_on(gradients[0].device)
-        norms: list[Tensor] = [
-            kernels.multi_tensor_l2norm(PEERS_CHUNK, flag, [group], False)[0] for group in by_dtype(gradients)
-        ]
-        return norms[0][0] if len(norms) == 1 else torch.linalg.vector_norm(torch.cat(norms))
-
-    def scale(group: list[Tensor], coefficient: Tensor) -> None:
-        """By the kernel that takes its factor from the device, or the older one, for which the host has to wait."""
-        arguments = (PEERS_CHUNK, flag_on(coefficient.device), [group, group])
-        if hasattr(kernels, "multi_tensor_scale_tensor"):
-            kernels.multi_tensor_scale_tensor(*arguments, coefficient)
-        else:
-            kernels.multi_tensor_scale(*arguments, float(coefficient))
+        norms = [run(kernels.multi_tensor_l2norm, [group], False)[0] for group in by_dtype(gradients_of(parameters))]
+        total: Tensor = norms[0][0] if len(norms) == 1 else torch.linalg.vector_norm(torch.cat(norms))
+        return total
 
     def clip(parameters: Sequence[Parameter], limit: float) -> Tensor:
         total = norm(parameters, limit)
-        coefficient = (limit / (total + PEERS_EPS)).clamp(max=1.0)
+        coefficient: Any = (limit / (total + PEERS_EPS)).clamp(max=1.0)
+        # The kernel that takes its factor from the device, or the older one, for which the host has to wait.
+        scale = getattr(kernels, "multi_tensor_scale_tensor", None)
         for group in by_dtype(gradients_of(parameters)):
-            scale(group, coefficient)
+            run(scale or kernels.multi_tensor_scale, [group, group], coefficient if scale else float(coefficient))
         return total
 
-    calls, passes = _clipping_alone(clip)
-    return Contender(name, {**calls, Operation.NORM: norm}, {**passes, Operation.NORM: 1})
+    calls = {Operation.NOT_CLIPPED: clip, Operation.CLIPPED: clip, Operation.NORM: norm}
+    return Contender(name, calls, {Operation.NOT_CLIPPED: 3, Operation.CLIPPED: 3, Operation.NORM: 1})
 
 
 def by_dtype(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
     """The peers' kernels take the first tensor's dtype for that of all."""
-    groups: dict[torch.dtype, list[Tensor]] = {}
-    for gradient in gradients:
-        groups.setdefault(gradient.dtype, []).append(gradient)
-    return list(groups.values())
+    dtypes = dict.fromkeys(gradient.dtype for gradient in gradients)
+    return [[gradient for gradient in gradients if gradient.dtype == dtype] for dtype in dtypes]
 
 
 def gradients_of(parameters: Sequence[Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def _by_operation(in_order: Sequence[Any]) -> dict[Operation, Any]:
-    """For not clipped, clipped, by value, per-tensor norms, norm."""
-    return dict(zip(Operation, in_order, strict=True))
-
-
-def _clipping_alone(clip: Call) -> tuple[dict[Operation, Call], dict[Operation, int]]:
-    """What clips only, in torch's three passes whether it has to or not."""
-    return {Operation.NOT_CLIPPED: clip, Operation.CLIPPED: clip}, {Operation.NOT_CLIPPED: 3, Operation.CLIPPED: 3}
+def by_operation(*in_order: Any) -> dict[Operation, Any]:
+    """For not clipped, clipped, by value, per-tensor norms, norm, or the first of these."""
+    return dict(zip(Operation, in_order, strict=False))

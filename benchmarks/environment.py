@@ -1,7 +1,5 @@
 """Where and on what a result was made."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform
@@ -16,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def describe(device: torch.device) -> dict[str, Any]:
+    head = _output_of("git", "rev-parse", "--verify", "HEAD")
+    versions = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(device),
@@ -23,8 +23,9 @@ def describe(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "versions": versions(),
-        "commit": commit(),
+        "versions": versions | {name: version(name) for name in ("torch", "numpy", "triton", "fusedclip")},
+        # What was measured, and whether tracked files differ from it.
+        "commit": {"hash": head, "dirty": bool(_output_of("git", "status", "--porcelain", "-uno")) if head else None},
         **(gpu(device) if device.type == "cuda" else {}),
     }
 
@@ -52,26 +53,16 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def versions() -> dict[str, str]:
-    packages = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
-    for name in ("torch", "numpy", "triton", "fusedclip"):
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            packages[name] = "not installed"
-    return packages
-
-
-def commit() -> dict[str, Any]:
-    """The commit that was measured, and whether tracked files differ from it."""
-    head = _output_of("git", "rev-parse", "--verify", "HEAD")
-    return {"hash": head, "dirty": bool(_output_of("git", "status", "--porcelain", "-uno")) if head else None}
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _output_of(*command: str) -> str | None:
     """What the command prints, None where it is not to be had."""
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()

@@ -1,9 +1,7 @@
 """Parameters with gradients to benchmark on, and the way back to the gradients' first values."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,30 +27,20 @@ class Gradients:
     """
 
     def __init__(self, workload: Workload, dtypes: Sequence[torch.dtype], device: torch.device, seed: int) -> None:
-        self._owners = [dtypes[i % len(dtypes)] for i in range(workload.tensors)]
-        self._dtypes = dtypes
-        sizes = [math.prod(shape) for shape in workload.shapes]
-        self.sizes = sizes
-        counts = [sum(n for n, own in zip(sizes, self._owners, strict=True) if own == dtype) for dtype in dtypes]
+        owners = [dtypes[i % len(dtypes)] for i in range(workload.tensors)]
+        self.sizes = [math.prod(shape) for shape in workload.shapes]
+        of_dtype = [[n for n, own in zip(self.sizes, owners, strict=True) if own == dtype] for dtype in dtypes]
+        counts = [sum(sizes) for sizes in of_dtype]
         self.memory, self.flats = flat_memory(dtypes, counts, device)
         self._now = flat_memory(dtypes, counts, device)[1]
         for flat in self.flats:
             fill(flat, seed)
-        self._saved = [piece.view(shape) for piece, shape in zip(self._pieces(), workload.shapes, strict=True)]
-        self.parameters: list[Parameter] = []
-        for saved in self._saved:
-            # The parameters' own values are never touched, so on the CPU they take no memory.
-            parameter = Parameter(torch.empty_like(saved))
+        pieces = [iter(torch.split(flat, sizes)) for flat, sizes in zip(self.flats, of_dtype, strict=True)]
+        self._saved = [next(pieces[i % len(dtypes)]).view(shape) for i, shape in enumerate(workload.shapes)]
+        # The parameters' own values are never touched, so on the CPU they take no memory.
+        self.parameters = [Parameter(torch.empty_like(saved)) for saved in self._saved]
+        for parameter, saved in zip(self.parameters, self._saved, strict=True):
             parameter.grad = saved.clone()
-            self.parameters.append(parameter)
-
-    def _pieces(self) -> Iterator[Tensor]:
-        """The saved values of one gradient after another."""
-        rest = {
-            dtype: iter(torch.split(flat, [n for n, own in zip(self.sizes, self._owners, strict=True) if own == dtype]))
-            for dtype, flat in zip(self._dtypes, self.flats, strict=True)
-        }
-        return (next(rest[own]) for own in self._owners)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -69,9 +57,8 @@ class Gradients:
 
     def now(self) -> list[Tensor]:
         """The gradients as they are now, in the order of `flats`; the next call writes over the answer."""
-        tensors = self.tensors
-        for dtype, out in zip(self._dtypes, self._now, strict=True):
-            torch.cat([gradient.flatten() for gradient in tensors if gradient.dtype == dtype], out=out)
+        for out in self._now:
+            torch.cat([gradient.flatten() for gradient in self.tensors if gradient.dtype == out.dtype], out=out)
         return self._now
 
 

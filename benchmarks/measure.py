@@ -1,7 +1,5 @@
 """From a case to a row: fill the workload, let the oracle judge, time what passed beside the read floor."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +37,7 @@ class Subject:
     right: oracle.Oracle
 
     @classmethod
-    def make(cls, name: str, dtype: str, settings: Settings) -> Subject:
+    def make(cls, name: str, dtype: str, settings: Settings) -> "Subject":
         """`dtype` is a name of torch's, or "mixed"."""
         workload = workloads.load(name, max(one.itemsize for one in dtypes_of(dtype)), settings.memory)
         gradients = Gradients(workload, dtypes_of(dtype), settings.device, settings.seed)
@@ -61,14 +59,15 @@ def measure(case: Case, subject: Subject, settings: Settings, suite: Suite) -> R
     taking_part = [one for one in settings.contenders if operation in one.calls and one.name not in suite.without]
     verdicts = {one.name: judge(one, operation, subject) for one in taking_part}
     entries = [entry(one, operation, subject) for one in taking_part if not verdicts[one.name].failure]
-    floor, timed = time_beside_floor(entries, subject.gradients, settings, suite.seconds_per_row)
-    found = []
+    row = row_of(case.dtype, operation.value, subject.workload, subject.gradients, settings)
+    row.floor, timed = time_beside_floor(entries, subject.gradients, settings, suite.seconds_per_row)
+    foreach = timed[TORCH_FOREACH].p50_us if TORCH_FOREACH in timed else None
     for name, verdict in verdicts.items():
         one = timed.get(name) or Measurement(name)
         one.failure, one.norm_error, one.ulp_error = verdict.failure, verdict.norm_error, verdict.ulp_error
-        found.append(one)
-    add_ratios(found)
-    return row_of(subject.workload, case.dtype, operation.value, subject.gradients.nbytes, settings, floor, found)
+        one.ratio_to_foreach = foreach / one.p50_us if foreach and one.p50_us else None
+        row.contenders.append(one)
+    return row
 
 
 def judge(contender: Contender, operation: Operation, subject: Subject) -> oracle.Verdict:
@@ -103,9 +102,7 @@ def time_beside_floor(
     measured = {one.name: measurement(one, samples[one.name], nbytes) for one in [*floors, *entries]}
     floor = min((measured.pop(one.name) for one in floors), key=lambda one: one.device_us or 0.0)
     for one in measured.values():
-        if floor.device_us is not None and one.device_us is not None:
-            one.floor_fraction = floor.device_us / one.device_us
-            one.beyond_floor_us = one.device_us - floor.device_us
+        one.floor_fraction = floor.device_us / one.device_us if floor.device_us and one.device_us else None
     return floor, measured
 
 
@@ -131,33 +128,8 @@ def measurement(entry: Entry, samples: Sequence[Times], nbytes: int) -> Measurem
     return result
 
 
-def add_ratios(measurements: list[Measurement]) -> None:
-    foreach = next((one.p50_us for one in measurements if one.contender == TORCH_FOREACH), None)
-    for one in measurements:
-        if foreach is not None and one.p50_us is not None:
-            one.ratio_to_foreach = foreach / one.p50_us
-
-
-def row_of(
-    workload: workloads.Workload,
-    dtype: str,
-    operation: str,
-    nbytes: int,
-    settings: Settings,
-    floor: Measurement,
-    contenders: list[Measurement],
-) -> Row:
-    return Row(
-        workload=workload.name,
-        title=workload.title,
-        cut=workload.cut,
-        tensors=workload.tensors,
-        elements=workload.elements,
-        bytes=nbytes,
-        dtype=dtype,
-        operation=operation,
-        device=settings.device.type,
-        threads=torch.get_num_threads(),
-        floor=floor,
-        contenders=contenders,
-    )
+def row_of(dtype: str, operation: str, workload: workloads.Workload, gradients: Gradients, settings: Settings) -> Row:
+    """Without any time yet."""
+    size = workload.tensors, workload.elements, gradients.nbytes
+    on = settings.device.type, torch.get_num_threads()
+    return Row(workload.name, workload.title, workload.cut, *size, dtype, operation, *on, Measurement("not measured"))

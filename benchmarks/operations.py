@@ -1,7 +1,5 @@
 """What is timed: the operations, and the limit that each is given."""
 
-from __future__ import annotations
-
 from enum import Enum
 
 # Exact in fp32, bf16 and fp16, and close to one standard deviation of the gradients: clips about a third of them.

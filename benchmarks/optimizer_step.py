@@ -4,8 +4,6 @@ Two kinds of rows, for both limits: "step", of which each way is the whole step 
 "unscale", whose ways leave the step out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch
@@ -38,9 +36,8 @@ def measure(settings: Settings, seconds: float, name: str = "gpt2") -> Iterator[
 
 class _Bench:
     def __init__(self, settings: Settings, name: str) -> None:
-        self.settings, device = settings, settings.device
-        self.workload = workloads.load(name, 4, settings.memory)
-        self.gradients = Gradients(self.workload, (torch.float32,), device, settings.seed)
+        self.settings, self.workload = settings, workloads.load(name, 4, settings.memory)
+        self.gradients = Gradients(self.workload, (torch.float32,), settings.device, settings.seed)
         self.parameters = self.gradients.parameters
         for parameter in self.parameters:
             torch.nn.init.zeros_(parameter)
@@ -49,9 +46,10 @@ class _Bench:
         self.norm = float(fusedclip.get_total_norm(self.gradients.tensors))
 
     def row(self, operation: str, entries: list[Entry], seconds: float) -> Row:
-        floor, timed = time_beside_floor(entries, self.gradients, self.settings, seconds)
-        nbytes = self.gradients.nbytes
-        return row_of(self.workload, "float32", operation, nbytes, self.settings, floor, list(timed.values()))
+        row = row_of("float32", operation, self.workload, self.gradients, self.settings)
+        row.floor, timed = time_beside_floor(entries, self.gradients, self.settings, seconds)
+        row.contenders += timed.values()
+        return row
 
     def steps(self, limit: float) -> list[Entry]:
         def clipping(clip: Callable[..., object]) -> Callable[[], object]:

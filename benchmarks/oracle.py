@@ -1,7 +1,5 @@
 """The right answer in fp64, and the verdict on a contender. Knows nothing of fusedclip."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -119,7 +117,7 @@ class Oracle:
     norm: float
 
     @classmethod
-    def of(cls, before: list[Tensor], sizes: list[int]) -> Oracle:
+    def of(cls, before: list[Tensor], sizes: list[int]) -> "Oracle":
         return cls(before, sizes, math.hypot(*map(norm_of, before)))
 
     def judge(

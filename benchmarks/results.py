@@ -1,7 +1,5 @@
 """What a run leaves behind: one JSON file, from which tables, plots and comparisons are made."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -31,9 +29,12 @@ class Measurement:
     gb_per_s: float | None = None
     floor_fraction: float | None = None
     """Time of reading the gradients' bytes once, over the time of the call; the device's times, as GB/s are."""
-    beyond_floor_us: float | None = None
     ratio_to_foreach: float | None = None
     """torch foreach's median wall time over this one's: above 1 is faster than torch."""
+
+    @property
+    def ours(self) -> bool:
+        return self.contender.startswith("fusedclip")
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Row:
     @property
     def ours(self) -> Measurement | None:
         """fusedclip on its preferred engine: the first of its engines in the line-up."""
-        return next((one for one in self.contenders if one.contender.startswith("fusedclip")), None)
+        return next((one for one in self.contenders if one.ours), None)
 
 
 @dataclass
@@ -120,61 +121,31 @@ class Report:
     @property
     def wrong(self) -> bool:
         """Whether one of our engines gave a wrong answer anywhere."""
-        return any(one.failure for row in self.rows for one in row.contenders if one.contender.startswith("fusedclip"))
+        return any(one.failure for row in self.rows for one in row.contenders if one.ours)
 
     def save(self, path: Path) -> None:
-        """Write the JSON; date, device and the like of the environment stand at its top level."""
+        """Write the JSON, whose null is what was no finite number; the environment's entries stand at its top level."""
         parts = asdict(self)
         content = {"schema": SCHEMA, **parts.pop("environment"), **parts}
         content["claims"] = [asdict(claim) | {"holds": claim.holds} for claim in self.claims]
+        finite = json.loads(json.dumps(content), parse_constant=lambda name: None)
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_suffix(".part")  # whoever is cut off while writing leaves the file of before
-        half.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+        half.write_text(json.dumps(finite, indent=1) + "\n")
         half.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> Report:
+    def load(cls, path: Path) -> "Report":
+        """A claim whose value was no finite number gets NaN, which holds nothing."""
         content = json.loads(path.read_text())
-        if (schema := content.pop("schema", None)) not in (1, SCHEMA):
-            raise ValueError(f"{path}: schema {schema!r}, this version reads 1 and {SCHEMA}")
-        steps = _rows_of_steps(content.pop("steps", []), content)
-        rows = [_row(row) for row in content.pop("rows")] + steps
-        claims = [_claim(claim) for claim in content.pop("claims")]
-        parts = {name: content.pop(name) for name in ("suite", "seed", "training", "gpu", "versus") if name in content}
+        if (schema := content.pop("schema", None)) != SCHEMA:
+            raise ValueError(f"{path}: schema {schema!r}, this version reads {SCHEMA}; measure again")
+        parts = {name: content.pop(name) for name in ("suite", "seed", "training", "gpu", "versus")}
+        for row in (rows := content.pop("rows")):
+            row["floor"] = Measurement(**row["floor"])
+            row["contenders"] = [Measurement(**one) for one in row["contenders"]]
+        for claim in (claims := content.pop("claims")):
+            del claim["holds"]
+            claim["value"] = math.nan if claim["value"] is None else claim["value"]
+        rows, claims = [Row(**row) for row in rows], [Claim(**claim) for claim in claims]
         return cls(environment=content, rows=rows, claims=claims, **parts)
-
-
-def _claim(content: dict[str, Any]) -> Claim:
-    """A value that JSON could not hold comes back as NaN, which holds nothing."""
-    value = content["value"]
-    return Claim(**{k: v for k, v in content.items() if k != "holds"} | {"value": math.nan if value is None else value})
-
-
-def _row(content: dict[str, Any]) -> Row:
-    floor = Measurement(**content.pop("floor"))
-    contenders = [Measurement(**one) for one in content.pop("contenders")]
-    return Row(**content, floor=floor, contenders=contenders)
-
-
-def _rows_of_steps(steps: list[dict[str, Any]], environment: dict[str, Any]) -> list[Row]:
-    """In schema 1 what clipping adds to a step was a list of its own, a line per way and limit, of GPT-2 on the CPU."""
-    rows: dict[str, Row] = {}
-    for one in steps:
-        operation = f"{'unscale' if 'unscale' in one['way'] else 'step'}, {one['operation']}"
-        size, threads = one["nbytes"], environment["threads"]
-        shape = (148, size // 4, size, "float32", operation, "cpu", threads)
-        row = rows.setdefault(operation, Row("gpt2", "GPT-2 124M", None, *shape, Measurement("not measured")))
-        times = {name: one[name] for name in ("samples", "p20_us", "p50_us", "p80_us")}
-        row.contenders.append(Measurement(one["way"], device_us=one["p50_us"], **times))
-    return list(rows.values())
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return value

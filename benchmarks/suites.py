@@ -1,7 +1,5 @@
 """Named lists of what to measure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product

@@ -43,7 +43,7 @@ def test_peers_are_called_as_their_libraries_call_them(scales: list[str], dtype:
 
 
 def test_mixed_gradients_take_turns_and_are_judged() -> None:
-    workload = Workload("x", "x", [(3,), (2, 2), (5,)], None)
+    workload = Workload("x", "x", ((3,), (2, 2), (5,)), None)
     gradients = Gradients(workload, dtypes_of("mixed"), CPU, seed=0)
     assert [tensor.dtype for tensor in gradients.tensors] == [torch.float32, torch.bfloat16, torch.float32]
     assert gradients.nbytes == 8 * 4 + 4 * 2

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from benchmarks import compare, plots, table, workloads
+from benchmarks import cli, compare, plots, table, workloads
 from benchmarks.contenders import TORCH_FOREACH, Contender, torch_contender
 from benchmarks.measure import Settings, run_suite
 from benchmarks.operations import Operation
@@ -190,3 +190,12 @@ def test_a_slow_contender_does_not_use_up_the_others_rounds() -> None:
     entries = [Entry("slow", lambda: time.sleep(0.02)), Entry("fast", lambda: None)]
     samples = take_turns(entries, CPU, Budget(seconds=0.1, most=50), seed=0)
     assert (len(samples["slow"]), len(samples["fast"])) == (3, 50)
+
+
+def test_options_stand_before_or_behind_the_command() -> None:
+    for order in (["--seed", "5", "--quick", "gpu", "--out", "x"], ["gpu", "--out", "x", "--quick", "--seed", "5"]):
+        options = cli.parser().parse_args(order)
+        assert (options.seed, options.quick, options.device, options.memory) == (5, True, "cuda", 2.0)
+    for order in (["--seed", "5", "--threads", "3", "run"], ["run", "--threads", "3", "--seed", "5"]):
+        options = cli.parser().parse_args(order)
+        assert (options.seed, options.threads, options.quick, options.contender) == (5, 3, False, [])

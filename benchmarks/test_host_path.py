@@ -12,7 +12,7 @@ from benchmarks.operations import Operation
 
 CONTENDERS = {one.name: one for one in line_up(torch.device("cpu")) if one.name in (TORCH_FOREACH, "fusedclip cpu")}
 SETTINGS = Settings(torch.device("cpu"), list(CONTENDERS.values()))
-ROUNDS = 200
+ROUNDS = 50
 
 
 @pytest.fixture(scope="module", params=["host-10x256", "host-100x256", "host-1000x256", "300x4096"])

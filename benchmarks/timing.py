@@ -1,7 +1,5 @@
 """Contenders take turns; every call is timed by itself and the quantiles of all calls are kept."""
 
-from __future__ import annotations
-
 import gc
 import random
 import time

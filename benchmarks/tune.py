@@ -4,10 +4,7 @@ The oracle judges every candidate first, then all take turns. The best of fifty 
 few run once more beside the default alone, and that is where a row's gain comes from.
 """
 
-from __future__ import annotations
-
 import datetime
-import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -104,11 +101,11 @@ def file_for(device: torch.device, out: Path | None) -> Path:
 
 def tune_all(dtypes: Iterable[str], settings: Settings, quick: bool, path: Path, bar: Any) -> list[Result]:
     """Tune each, and write what was found where the default is right; `bar` shows the progress."""
-    known, results = known_rows(path, settings.device), []
+    rows, results = rows_in(path), []
     for dtype in dtypes:
         bar.set_description(dtype)
-        before = [known[dtype].tuning] if dtype in known else []
-        results.append(tune(dtype, settings, quick, before, bar.update))
+        key = tuning.architecture_of(settings.device), dtype
+        results.append(tune(dtype, settings, quick, [row.tuning for row in rows if row.key == key], bar.update))
     write(path, settings.device, [result for result in results if result.default_is_right])
     return results
 
@@ -121,12 +118,11 @@ def tune(dtype: str, settings: Settings, quick: bool, known: Sequence[Tuning], p
         verdicts = [judge(candidate.contender, operation, subject).failure for operation in BOTH]
         candidate.failure = next(filter(None, verdicts), "")
         progress()
-    floor = race(candidates, subject, settings, seconds)
-    default = candidates[0]
-    ranking = sorted((one for one in candidates[1:] if not one.failure), key=lambda one: one.score)
-    finalists = [Candidate(one.tuning) for one in (default, *ranking[:FINALISTS])]
-    row = None
+    floor, row = race(candidates, subject, settings, seconds), None
+    default, *others = candidates
     if not default.failure:
+        ranking = sorted((one for one in others if not one.failure), key=lambda one: one.score)
+        finalists = [Candidate(one.tuning) for one in (default, *ranking[:FINALISTS])]
         race(finalists, subject, replace(settings, seed=settings.seed + 1), seconds)
         best = min(finalists, key=lambda one: one.score)
         gain = round(finalists[0].score / best.score, 3)
@@ -177,42 +173,35 @@ def fitting(registers: int, warp: int, *, limit: bool) -> Iterator[Tuning]:
 
 
 def row_of(fastest: Tuning, dtype: str, gain: float, device: torch.device) -> Row:
-    version: str = importlib.import_module("triton").__version__
     date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    architecture = tuning.architecture_of(device)
-    return Row(architecture, dtype, fastest, gain, environment.device_name(device), version, date)
+    names = environment.device_name(device), environment.version("triton")
+    return Row(tuning.architecture_of(device), dtype, fastest, gain, *names, date)
 
 
-def known_rows(path: Path, device: torch.device) -> dict[str, Row]:
-    """By dtype, the rows that stand in the file for this device's architecture."""
-    rows = tuning.read_rows(path) if path.exists() else []
-    return {row.dtype: row for row in rows if row.architecture == tuning.architecture_of(device)}
+def rows_in(path: Path) -> list[Row]:
+    return tuning.read_rows(path) if path.exists() else []
 
 
 def write(path: Path, device: torch.device, results: Sequence[Result]) -> None:
     """Replaces the rows of what was measured: a row that no longer gains anything goes."""
     measured = {(tuning.architecture_of(device), result.dtype) for result in results}
-    old = tuning.read_rows(path) if path.exists() else []
+    kept = [row for row in rows_in(path) if row.key not in measured]
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = [result.row for result in results if result.row]
-    tuning.write_rows(path, [row for row in old if row.key not in measured] + new)
+    tuning.write_rows(path, kept + [result.row for result in results if result.row])
 
 
 def table(result: Result) -> str:
     """Every candidate, the fastest first; the default is marked, and those that failed say why."""
-    default = result.candidates[0]
-    header = [result.dtype, *(operation.value for operation in BOTH), "GB/s", "of read floor", "gain"]
-    rows = []
+    default, rows = result.candidates[0], []
     for one in sorted(result.candidates, key=lambda one: one.score):
         name = f"**{one.name}** (default)" if one is default else one.name
         if one.failure:
             rows.append([f"{name}: FAILED, {one.failure}", *["-"] * 5])
             continue
-        read = one.times[0]
         gain = None if default.failure else default.score / one.score
-        rates = [f"{result.nbytes / read / 1e3:.1f}", f"{(result.floor.p50_us or 0.0) / read:.0%}"]
+        rates = [f"{result.nbytes / one.times[0] / 1e3:.1f}", f"{(result.floor.p50_us or 0.0) / one.times[0]:.0%}"]
         rows.append([name, *map(duration, one.times), *rates, short(gain, ".3f", "x")])
-    return markdown(header, rows)
+    return markdown([result.dtype, *(one.value for one in BOTH), "GB/s", "of read floor", "gain"], rows)
 
 
 def verdict(result: Result) -> str:

@@ -90,7 +90,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        title, _ = CATALOGUE.get(self.case.workload, (self.case.workload, None))  # what is odd is its own title
+        known = CATALOGUE.get(self.case.workload)
+        title = known.title if known else self.case.workload  # what is odd is its own title
         return f"{title}, {SHORT_DTYPE[self.case.dtype]}, {self.case.operation.value}"
 
     @property

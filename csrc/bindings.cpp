@@ -87,6 +87,13 @@ py::object packed_sources(const Gathered& gathered) {
   return py::bytearray(reinterpret_cast<const char*>(sources.data()), sources.size() * sizeof(sources[0]));
 }
 
+py::tuple dtypes() {
+#define FUSEDCLIP_TORCH_NAME(name, of_torch, type, code) of_torch,
+  constexpr const char* kNames[] = {FUSEDCLIP_DTYPES(FUSEDCLIP_TORCH_NAME)};
+#undef FUSEDCLIP_TORCH_NAME
+  return py::tuple(py::cast(std::vector<const char*>(std::begin(kNames), std::end(kNames))));
+}
+
 constexpr int kMostSets = 4;
 
 py::list instruction_sets() {
@@ -109,6 +116,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() =
       "The compiled engines. Scalars and results are contiguous tensors on the list's device, fp64 but for norms.";
   m.attr("version") = FUSEDCLIP_VERSION;
+  m.attr("dtypes") = dtypes();  // as torch calls them, by number
   m.attr("has_threads") = cpu::kHasThreads;
   m.attr("cuda_architectures") = FUSEDCLIP_CUDA_ARCHITECTURES;  // empty: built without the CUDA half
   m.def("instruction_sets", &instruction_sets);

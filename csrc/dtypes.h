@@ -24,15 +24,17 @@ struct Float16 {
   uint16_t bits;
 };
 
-// All there are: everything below and in the engines that goes by dtype is made from this list.
-#define FUSEDCLIP_DTYPES(DTYPE) \
-  DTYPE(kFloat32, float)        \
-  DTYPE(kFloat64, double)       \
-  DTYPE(kBFloat16, BFloat16)    \
-  DTYPE(kFloat16, Float16)
+// All there are, with torch's names and DLPack's codes: everything here, in the bindings and in the engines that goes
+// by dtype is made from this list. Each has a sign bit in front of a magnitude whose bits order like the numbers, with
+// NaN above all others; and a widen() and a narrow() below.
+#define FUSEDCLIP_DTYPES(DTYPE)                     \
+  DTYPE(kFloat32, "float32", float, kDLFloat)       \
+  DTYPE(kFloat64, "float64", double, kDLFloat)      \
+  DTYPE(kBFloat16, "bfloat16", BFloat16, kDLBfloat) \
+  DTYPE(kFloat16, "float16", Float16, kDLFloat)
 
 enum class DType : uint8_t {
-#define FUSEDCLIP_NAME_OF(name, type) name,
+#define FUSEDCLIP_NAME_OF(name, of_torch, type, code) name,
   FUSEDCLIP_DTYPES(FUSEDCLIP_NAME_OF)
 #undef FUSEDCLIP_NAME_OF
 };
@@ -45,7 +47,7 @@ enum class DType : uint8_t {
 template <class F>
 FUSEDCLIP_HD inline auto with_dtype(DType dtype, F f) {
   switch (dtype) {
-#define FUSEDCLIP_CASE(name, type) \
+#define FUSEDCLIP_CASE(name, of_torch, type, code) \
   case DType::name: return f(type{});
     FUSEDCLIP_DTYPES(FUSEDCLIP_CASE)
 #undef FUSEDCLIP_CASE
@@ -57,11 +59,13 @@ FUSEDCLIP_HD inline auto with_dtype(DType dtype, F f) {
 #endif
 }
 
-// Written out, and held against the list: what is made from it takes kernels more registers than they have.
+// Written out, and held against the list: what is made from it takes kernels more registers than they have (a shift by
+// a table has the read kernel for sm_120 spill).
 FUSEDCLIP_HD constexpr int64_t size_of(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
-#define FUSEDCLIP_SIZE(name, type) static_assert(size_of(DType::name) == sizeof(type), "size_of knows " #type);
+#define FUSEDCLIP_SIZE(name, of_torch, type, code) \
+  static_assert(size_of(DType::name) == sizeof(type), "size_of knows " #type);
 FUSEDCLIP_DTYPES(FUSEDCLIP_SIZE)
 #undef FUSEDCLIP_SIZE
 

@@ -1,6 +1,6 @@
 // The algebra that every engine speaks: lift each element, combine lifted values, finish once at the very end.
 //
-//   lift     x       -> |x|^p         (|x| for p = inf and -inf, x != 0 for p = 0)
+//   lift     x       -> |x|^p         (|x| for p = inf and -inf, x != 0 for p = 0): norms.h, with all that differs
 //   combine  partial -> sum           (or a max or min that keeps NaN)
 //   finish   lifted  -> norm          (the p-th root)
 //   settle   lifted  -> norm and coef = min(1, max_norm / (norm + eps))
@@ -14,45 +14,41 @@
 #include <limits>
 #include <type_traits>
 
-#include "dtypes.h"
+#include "norms.h"
 
 namespace fusedclip {
 
-enum class Norm : uint8_t { kZero, kOne, kTwo, kPower, kMax, kMin };
+FUSEDCLIP_HD inline double identity(Combining combining) { return combining == Combining::kMin ? HUGE_VAL : 0.0; }
 
-inline Norm norm_of(double p) {
-  if (p == 0) return Norm::kZero;
-  if (p == 1) return Norm::kOne;
-  if (p == 2) return Norm::kTwo;
-  if (std::isinf(p)) return p > 0 ? Norm::kMax : Norm::kMin;
-  return Norm::kPower;
-}
-
-FUSEDCLIP_HD inline double identity(Norm norm) { return norm == Norm::kMin ? HUGE_VAL : 0.0; }
-
-FUSEDCLIP_HD inline double combine(Norm norm, double a, double b) {
+FUSEDCLIP_HD inline double combine(Combining combining, double a, double b) {
   // Comparisons with NaN are false, so each order of the operands is asked for a NaN explicitly.
-  if (norm == Norm::kMax) return a != a || a > b ? a : b;
-  if (norm == Norm::kMin) return a != a || a < b ? a : b;
+  if (combining == Combining::kMax) return a != a || a > b ? a : b;
+  if (combining == Combining::kMin) return a != a || a < b ? a : b;
   return a + b;
 }
 
 // What one tensor's lifted value adds to the list's. torch takes the norm of the tensors' norms; for p = 0 that
 // counts the tensors that have any non-zero element.
-FUSEDCLIP_HD inline double of_tensor(Norm norm, double lifted) {
-  return norm == Norm::kZero ? double(lifted != 0) : lifted;
+FUSEDCLIP_HD inline double of_tensor(const NormEnd& norm, double lifted) {
+  return norm.counts ? double(lifted != 0) : lifted;
 }
 
-FUSEDCLIP_HD inline double finish(Norm norm, double lifted, double p) {
-  if (norm == Norm::kTwo) return sqrt(lifted);
-  if (norm == Norm::kPower) return pow(lifted, 1.0 / p);
+FUSEDCLIP_HD inline double finish(const NormEnd& norm, double lifted) {
+  if (norm.root == Root::kSquare) return sqrt(lifted);
+  if (norm.root == Root::kOfOrder) return pow(lifted, 1.0 / norm.p);
   return lifted;
 }
 
 // Magnitudes of floats order like their bits read as integers, with every NaN above inf: a largest that keeps NaN for
 // free. A least of bits would lose NaN, so that it goes with the largest.
+template <size_t bytes>
+using Size = std::integral_constant<size_t, bytes>;
+int64_t int_of(Size<8>);
+int32_t int_of(Size<4>);
+int16_t int_of(Size<2>);
+int8_t int_of(Size<1>);
 template <class T>
-using Bits = std::conditional_t<sizeof(T) == 8, int64_t, std::conditional_t<sizeof(T) == 4, int32_t, int16_t>>;
+using Bits = decltype(int_of(Size<sizeof(T)>{}));
 template <class T>
 constexpr Bits<T> kMagnitude = std::numeric_limits<Bits<T>>::max();  // all but the sign bit
 
@@ -62,9 +58,9 @@ FUSEDCLIP_HD inline double value_of(Bits<T> magnitude) {
 }
 
 template <class T>
-FUSEDCLIP_HD inline double extreme(Norm norm, Bits<T> most, Bits<T> least) {
+FUSEDCLIP_HD inline double extreme(Combining combining, Bits<T> most, Bits<T> least) {
   const double top = value_of<T>(most);
-  return norm == Norm::kMax || top != top ? top : value_of<T>(least);
+  return combining == Combining::kMax || top != top ? top : value_of<T>(least);
 }
 
 // A sum of up to 8,192 lifted values in float, or of such sums: whether it may be taken as it is, or has to be taken
@@ -95,8 +91,8 @@ struct Clipped {
 };
 
 // Norm and rule are those of the elements times `multiplier`, which the coefficient contains. A count stays what it is.
-FUSEDCLIP_HD inline Clipped settle(Norm norm, double lifted, double p, const ClipRule& rule, double multiplier) {
-  const double value = finish(norm, lifted, p) * (norm == Norm::kZero ? 1 : multiplier);
+FUSEDCLIP_HD inline Clipped settle(const NormEnd& norm, double lifted, const ClipRule& rule, double multiplier) {
+  const double value = finish(norm, lifted) * (norm.counts ? 1 : multiplier);
   return {value, coefficient(value, rule) * multiplier};
 }
 

@@ -54,10 +54,10 @@ inline void forgive(PyObject* kind) {
 
 inline std::optional<DType> dtype_of(DLDataType type) {
   if (type.lanes != 1) return std::nullopt;
-  if (type.code == kDLFloat && type.bits == 32) return DType::kFloat32;
-  if (type.code == kDLFloat && type.bits == 64) return DType::kFloat64;
-  if (type.code == kDLFloat && type.bits == 16) return DType::kFloat16;
-  if (type.code == kDLBfloat && type.bits == 16) return DType::kBFloat16;
+#define FUSEDCLIP_IF_TYPE(name, of_torch, element, dlpack) \
+  if (type.code == dlpack && type.bits == 8 * sizeof(element)) return DType::name;
+  FUSEDCLIP_DTYPES(FUSEDCLIP_IF_TYPE)
+#undef FUSEDCLIP_IF_TYPE
   return std::nullopt;
 }
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from . import dtypes
+
 C: Any = None  # untyped: a type checker cannot see inside a compiled module
 reason: str | None = None
 
@@ -16,6 +18,8 @@ def _load() -> ModuleType:
     module = importlib.import_module("fusedclip._C")
     if module.version != version("fusedclip"):
         raise ImportError(f"it is of version {module.version}, the package of {version('fusedclip')}; install again")
+    if getattr(module, "dtypes", ()) != tuple(map(dtypes.name_of, dtypes.LIST)):
+        raise ImportError("its dtypes are not those of dtypes.py; build it again")
     module.bind_torch(torch.Tensor, torch.nn.Parameter)
     return module
 

@@ -57,10 +57,15 @@ class Clipped(NamedTuple):
     coef: Tensor
 
 
+def follow(scalar: Tensor, device: torch.device) -> Tensor:
+    """The scalar on this device, without waiting unless that is the host, which would read memory yet to be filled."""
+    return scalar.to(device, non_blocking=device.type != "cpu")
+
+
 def on_device(value: float | Tensor, device: torch.device) -> Tensor:
     """As fp64, 0-d. A number is filled in by the device itself: copying it there would make the host wait."""
     if isinstance(value, Tensor):
-        return value.to(device, torch.float64)
+        return follow(value, device).double()
     return torch.full((), value, dtype=torch.float64, device=device)
 
 
@@ -93,14 +98,25 @@ def identity(p: float) -> float:
     return math.inf if p == -math.inf else 0.0
 
 
+def lift(x: Tensor, p: float) -> Tensor:
+    """Elements to lifted values, fp64."""
+    if p == 0:
+        return (x != 0).double()
+    x = x.double().abs()
+    return x if math.isinf(p) else x.pow(p)
+
+
+def counts_tensors(p: float) -> bool:
+    """Whether a list's norm takes each tensor's own lifted value, and no multiplier changes it: p = 0, as in torch."""
+    return p == 0
+
+
 def combine(lifted: Tensor, p: float) -> Tensor:
     """The lifted value of a whole list, 0-d, from those of its tensors, [T] with T >= 1.
 
     torch takes the norm of the tensors' norms; for p = 0 that counts the tensors with any non-zero element.
     """
-    if p == 0:
-        return (lifted != 0).sum(dtype=lifted.dtype)
-    return merge(lifted, p)
+    return fold(lift(lifted, 0), p) if counts_tensors(p) else merge(lifted, p)
 
 
 def whole(lifted: Tensor, p: float) -> Tensor:
@@ -116,13 +132,16 @@ def merger(p: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def merge(lifted: Tensor, p: float) -> Tensor:
-    """Lifted values of parts (devices, ranks), [K], to that of the whole, 0-d."""
-    if p == math.inf:
-        return lifted.amax()
-    if p == -math.inf:
-        return lifted.amin()
+    """Lifted values of parts (tensors, devices, ranks), [K], to that of the whole, 0-d."""
     # In order: of more than 32 Ki numbers torch.sum makes a sum per thread of the CPU, and their number would show.
-    return lifted.cumsum(0)[-1] if lifted.device.type == "cpu" else lifted.sum()
+    return lifted.cumsum(0)[-1] if lifted.is_cpu and not math.isinf(p) else fold(lifted, p)
+
+
+def fold(lifted: Tensor, p: float) -> Tensor:
+    """The same of any shape, sums in whichever order torch adds."""
+    if math.isinf(p):
+        return lifted.amax() if p > 0 else lifted.amin()
+    return lifted.sum()
 
 
 def finish(lifted: Tensor, p: float) -> Tensor:
@@ -141,7 +160,7 @@ def coefficient(norm: Tensor, rule: ClipRule) -> Tensor:
             return torch.ones_like(norm)
         # A tensor, since torch divides a number by one in two roundings.
         return _coefficient(norm, on_device(rule.max_norm, norm.device), rule)
-    limit = rule.max_norm.to(norm.device, norm.dtype)
+    limit = on_device(rule.max_norm, norm.device)
     return torch.where(limit == math.inf, 1.0, _coefficient(norm, limit, rule))
 
 
@@ -153,8 +172,8 @@ def clipped(norm: Tensor, p: float, rule: Rule, multiplier: Tensor | None = None
     """
     if multiplier is None:
         return Clipped(norm, rule(norm))
-    multiplier = multiplier.to(norm.device, norm.dtype)
-    norm = norm if p == 0 else norm * multiplier
+    multiplier = on_device(multiplier, norm.device)
+    norm = norm if counts_tensors(p) else norm * multiplier
     return Clipped(norm, rule(norm) * multiplier)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fusedclip
-from fusedclip import backends
+from fusedclip import _extension, backends, dtypes
 
 PACKAGE = Path(fusedclip.__file__).parent
 
@@ -31,6 +31,12 @@ def test_the_cpu_engine_is_preferred_and_the_reference_is_always_there() -> None
     assert names[-1] == "reference"
     assert "cpu" in names
     assert backends.serving(fusedclip.gradients.Batch([torch.ones(1)], torch.device("cpu"))).name == "cpu"
+
+
+def test_an_extension_with_another_list_of_dtypes_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dtypes, "LIST", dtypes.LIST[::-1])
+    with pytest.raises(ImportError, match="build it again"):
+        _extension._load()
 
 
 def test_use_forces_an_engine_and_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_a_broken_engine_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     few = [(name, grads) for name, grads in check.lists(torch.device("cpu")) if name.startswith("torch.float32")]
-    monkeypatch.setattr(check, "lists", lambda device: few)
+    monkeypatch.setattr(check, "lists", lambda device, interpreted: few)
     monkeypatch.setattr(Cpu, method, breaking(getattr(Cpu, method)))
     assert check.main() == 1
     shown = capsys.readouterr().out

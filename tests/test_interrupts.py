@@ -3,6 +3,8 @@ written home."""
 
 import _thread
 import math
+import signal
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,14 @@ from fusedclip.gradients import Batch, Gradients
 from fusedclip.gradients.layouts import Flat
 
 from .conftest import Engine, copies, parameters
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """A shell's background jobs are started deaf to Ctrl-C, and so are the tests in them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -88,6 +98,7 @@ def test_the_scaler_knows_that_the_gradients_are_unscaled(interrupting: Engine) 
         assert weight.tolist() == expected
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_real_interrupt_during_the_compiled_call() -> None:
     """_thread.interrupt_main is what Ctrl-C does; it is raised at the latest when the compiled call comes back."""
     grads = [torch.full((2_000_000,), 2.0), torch.full((4,), 2.0)[::2]]

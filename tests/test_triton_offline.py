@@ -14,14 +14,15 @@ if triton.knobs.runtime.interpret:
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fusedclip.backends.triton import elements, kernels, tiles, tuning
+from fusedclip import dtypes
+from fusedclip.backends.triton import kernels, norms, tiles, tuning
 
 from .conftest import EXAMPLES
 
 NVIDIA = [80, 90, 100]
 TARGETS = [*(f"sm_{arch}" for arch in NVIDIA), "gfx942"]
-NORMS = {n: getattr(elements, n).value for n in ("ZERO", "ONE", "TWO", "POWER", "MAX", "MIN")}
-DTYPES = {n: getattr(tiles, n).value for n in ("FLOAT32", "FLOAT64", "BFLOAT16", "FLOAT16")}
+NORMS = {name.upper(): number for name, number in norms.NUMBERS.items()}
+DTYPES = {dtypes.name_of(dtype).upper(): code for dtype, code in tiles.CODES.items()}
 DTYPES["MIXED"] = sum(DTYPES.values())
 POINTERS = {
     "table": "*i64", "partials": "*fp64", "out": "*fp64", "coefs": "*fp64", "norm_out": "*fp32", "coef_out": "*fp64",

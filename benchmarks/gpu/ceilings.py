@@ -2,8 +2,6 @@
 part, and the fastest counts.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from dataclasses import dataclass
 from itertools import product

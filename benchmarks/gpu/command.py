@@ -2,8 +2,6 @@
 is cut short leaves what it has.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import gc
 import time

@@ -2,8 +2,6 @@
 older CUDA versions, up to 32 KB since CUDA 12.1.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 

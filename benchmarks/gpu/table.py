@@ -1,7 +1,5 @@
 """What a GPU result looks like in print, from its report alone."""
 
-from __future__ import annotations
-
 from benchmarks.contenders import TORCH_FOREACH
 from benchmarks.gpu.foreach import MOST
 from benchmarks.release.bars import CUDA, TRITON, missing

@@ -3,14 +3,13 @@
 Times on a GPU are the device's own, the host running ahead, except where a promise says wall time or host time.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import product
+from typing import Any
 
 from benchmarks.contenders import TORCH_FOREACH
 from benchmarks.operations import Operation
@@ -53,8 +52,8 @@ PUBLISHED: dict[Key, tuple[float, str]] = {
     ("one-1.536e9", "bfloat16", NOT_CLIPPED): (1.2, "published, clipped or not: 7.89 ms and 7.32 ms"),
 }
 
-Concerns = Callable[[Row], bool]
-Value = Callable[[Row, Measurement], float | None]
+Ceilings = Mapping[str, Any]  # GB/s under "read" and "copy"; empty where nobody measured them
+Value = Callable[[Row, Measurement, Ceilings], float | None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Bar:
 
     name: str
     device: str
-    concerns: Concerns
+    concerns: Callable[[Row], bool]
     value: Value
     bar: float
     unit: str
@@ -73,132 +72,53 @@ class Bar:
     note: str = ""
     remark: Callable[[Row, Measurement], str] = lambda row, one: ""
     """What is to be said of the row that counts."""
-    instead: Bar | None = None
+    instead: "Bar | None" = None
     """Counts where this one does not hold and that one does."""
 
-    def claim(self, rows: list[Row]) -> Claim | None:
+    def claim(self, rows: Sequence[Row], ceilings: Ceilings) -> Claim | None:
         """None if no row concerns it, or none has what it is about."""
         concerned = [row for row in rows if row.device == self.device and self.concerns(row)]
-        values = [found for row in concerned if (found := self._judge(row))]
+        values = [found for row in concerned if (found := self._judge(row, ceilings))]
         if not values:
             return None
         worst, why, remark = (min if self.more_is_better else max)(values)
         why = f"worst of {len(values)}: {why}" if len(values) > 1 else why
         note = "; ".join(filter(None, (self.note, why, remark)))
         claim = Claim(self.name, worst, self.bar, self.unit, self.more_is_better, note)
-        other = self.instead.claim(rows) if self.instead and not claim.holds else None
+        other = self.instead.claim(rows, ceilings) if self.instead and not claim.holds else None
         if other is None or not other.holds:
             return claim
         other.note = f"{worst:.2f}{self.unit} falls short of {self.bar}{self.unit} ({self.name}); {note}"
         return other
 
-    def _judge(self, row: Row) -> tuple[float, str, str] | None:
+    def _judge(self, row: Row, ceilings: Ceilings) -> tuple[float, str, str] | None:
         """The value in this row, the row's name, a remark; for a wrong answer the worst there is, and the reason."""
-        one, foreach = self._whose(row), row.find(TORCH_FOREACH)
-        name = f"{row.title}, {row.dtype}, {row.operation}"
+        ways = [one for name in self.of if (one := row.find(name)) and (one.failure or one.device_us)]
+        one = min(ways, key=lambda one: one.device_us or 0.0, default=None) if self.of else row.ours
         if one is None:
             return None
+        name = f"{row.title}, {row.dtype}, {row.operation}"
         if one.failure:
             return 0.0 if self.more_is_better else math.inf, f"{name}: {one.failure}", ""
-        if foreach and foreach.failure:
+        if (foreach := row.find(TORCH_FOREACH)) and foreach.failure:
             name += f" ({TORCH_FOREACH}: {foreach.failure})"
-        value = self.value(row, one)
+        value = self.value(row, one, ceilings)
         return None if value is None else (value, name, self.remark(row, one))
-
-    def _whose(self, row: Row) -> Measurement | None:
-        if not self.of:
-            return row.ours
-        ways = [one for name in self.of if (one := row.find(name)) and (one.failure or one.device_us)]
-        return min(ways, key=lambda one: one.device_us or 0.0, default=None)
-
-
-less = partial(Bar, more_is_better=False)
 
 
 def claims(report: Report) -> list[Claim]:
     """A claim for each bar for which the report has a measurement."""
-    return [claim for bar in bars(report) if (claim := bar.claim(report.rows))]
+    ceilings = report.gpu.get("ceilings", {})
+    return [claim for bar in BARS if (claim := bar.claim(report.rows, ceilings))]
 
 
 def missing(report: Report) -> list[str]:
     """The names of the GPU's bars that the report says nothing of."""
     claimed = {claim.name for claim in report.claims}
-    return [bar.name for bar in bars(report) if bar.device == "cuda" and bar.name not in claimed]
+    return [bar.name for bar in BARS if bar.device == "cuda" and bar.name not in claimed]
 
 
-def bars(report: Report) -> Iterator[Bar]:
-    """All of them; those about the memory's ceilings say nothing of a report without."""
-    yield from cpu_bars()
-    ceilings = report.gpu.get("ceilings") or {"read": None, "copy": None}
-    yield from ceiling_bars(ceilings["read"], ceilings["copy"])
-    yield from gpu_bars()
-
-
-HOST = f"({HOST_US:g} us + {HOST_US_PER_TENSOR:g} us per tensor)"
-WAYS = (DROP_IN, SCALES, DEFERS, CHOOSES)
-
-
-def cpu_bars() -> Iterator[Bar]:
-    for (workload, dtype, operation), bar in RATIOS.items():
-        of = f"{CATALOGUE[workload][0]}, {dtype}, {operation.value}"
-        these, unit = where(operation.value, workload, dtype), "of the read floor"
-        floor = Bar(f"{of}, time of reading / time", "cpu", these, fraction_of_floor, FLOOR_FRACTION, unit)
-        instead = floor if operation is NOT_CLIPPED else None
-        name, ratio = f"{of}, torch foreach / fusedclip", over_ours(TORCH_FOREACH, "p50_us")
-        yield Bar(name, "cpu", these, ratio, bar, "x", remark=beside_floor, instead=instead)
-    yield less(f"host cost over {HOST}", "cpu", where(workload="*x8"), host_share_beyond_floor, 1.0, "of it")
-    small, others = "norm against fp64, fp32 up to 2^24 elements", "norm against fp64, everything else"
-    yield less(small, "cpu", is_small_fp32, norm_error, NORM_ERROR_FP32, "relative")
-    yield less(others, "cpu", is_other, norm_error, NORM_ERROR, "relative")
-    for operation, bar in STEP_RATIO.items():
-        name, these = f"(clip + step) / step, {operation.value}", where(f"step, {operation.value}")
-        yield less(name, "cpu", these, over_step, bar, "x", WAYS, remark=beside_torchs_clip)
-        name, these = f"torch's unscale_ + clip / ours, {operation.value}", where(f"unscale, {operation.value}")
-        yield Bar(name, "cpu", these, over_ours(UNSCALE_TORCH), UNSCALE, "x", (UNSCALE_OURS,))
-
-
-def ceiling_bars(read: float | None, copy: float | None) -> Iterator[Bar]:
-    """Against GB/s of reading and of copying."""
-
-    def read_us(row: Row) -> float:
-        """A plain sum timed among the row's own calls may have been faster than the ceiling."""
-        at_ceiling = row.bytes / (read or math.inf) / 1e3
-        return min(at_ceiling, row.floor.device_us or at_ceiling)
-
-    def norm_fraction(row: Row, one: Measurement) -> float | None:
-        return read_us(row) / _or_inf(one.device_us) if read else None
-
-    def clipped_fraction(row: Row, one: Measurement) -> float | None:
-        return (read_us(row) + 2 * row.bytes / copy / 1e3) / _or_inf(one.device_us) if copy else None
-
-    for (engine, bar), dtype in product(READ_FRACTION.items(), LARGE_DTYPES):
-        name, these = f"norm pass, >= 1 GB, {dtype}, {engine}", where("norm", dtype=dtype, least=LARGE)
-        yield Bar(name, "cuda", these, norm_fraction, bar, "of the read ceiling", (engine,))
-    name = f"clipped, >= 1 GB, (N / read ceiling + 2 N / copy ceiling) / time, {CUDA}"
-    yield Bar(name, "cuda", where("clipped", least=LARGE), clipped_fraction, 0.90, "of the ceilings", (CUDA,))
-
-
-def gpu_bars() -> Iterator[Bar]:
-    device, wall = over_ours(TORCH_FOREACH), over_ours(TORCH_FOREACH, "p50_us")
-    for name, these, ratio, bar in (
-        ("not clipped, >= 1 GB", where("not clipped", least=LARGE), device, 2.8),
-        ("clipped, >= 1 GB", where("clipped", least=LARGE), device, 1.05),
-        ("8 to 48 MB, clipped, wall time", where("clipped", "100x*"), wall, 2.0),
-        ("2,000 tensors of 4 KB, wall time", where(workload="2000x1024"), wall, 10.0),
-    ):
-        yield Bar(f"{name}, torch foreach / {CUDA}", "cuda", these, ratio, bar, "x", (CUDA,))
-    host = f"host time of a call over {HOST}, {CUDA}"
-    yield less(host, "cuda", where(workload="host-*"), host_share, 1.0, "of it", (CUDA,))
-    for (workload, dtype, operation), (bar, note) in PUBLISHED.items():
-        name, of = f"{workload} {dtype} {operation.value}, wall time, {CUDA}", where(operation.value, workload, dtype)
-        yield less(name, "cuda", of, wall_ms, bar, "ms", (CUDA,), note=note)
-    name, of = f"unscale + clip, >= 1 GB: {UNSCALE_TORCH} / ours", where("unscale, *", least=LARGE)
-    yield Bar(name, "cuda", of, over_ours(UNSCALE_TORCH), UNSCALE, "x", (UNSCALE_OURS,))
-    name, of = "(clip + fused AdamW) / AdamW, >= 1 GB, not clipped, best way", where("step, not clipped", least=LARGE)
-    yield less(name, "cuda", of, over_step, STEP_RATIO_GPU, "x", WAYS, remark=beside_torchs_clip)
-
-
-def where(operation: str = "*", workload: str = "*", dtype: str = "*", least: int = 0) -> Concerns:
+def where(operation: str = "*", workload: str = "*", dtype: str = "*", least: int = 0) -> Callable[[Row], bool]:
     """Rows whose names fit these patterns, with so many bytes or more; of large ones only in LARGE_DTYPES."""
 
     def concerns(row: Row) -> bool:
@@ -217,56 +137,118 @@ def is_small_fp32(row: Row) -> bool:
     return has_norm(row) and row.dtype == "float32" and row.elements <= 1 << 24
 
 
-def is_other(row: Row) -> bool:
-    return has_norm(row) and not is_small_fp32(row)
-
-
 def over_ours(base: str, time: str = "device_us") -> Value:
     """How many times as long the contender `base` takes; 0 if it has no time."""
-
-    def value(row: Row, ours: Measurement) -> float:
-        return (getattr(row.find(base), time, None) or 0.0) / _or_inf(getattr(ours, time))
-
-    return value
+    return lambda row, ours, _: (getattr(row.find(base), time, None) or 0.0) / _or_inf(getattr(ours, time))
 
 
-def over_step(row: Row, way: Measurement) -> float:
+def over_step(row: Row, way: Measurement, _: Ceilings) -> float:
     """The time of clipping and stepping over that of the step alone."""
     alone = row.find(STEP)
     return _or_inf(way.device_us) / (alone.device_us or 1.0) if alone else math.inf
 
 
 def beside_torchs_clip(row: Row, way: Measurement) -> str:
-    return f"{way.contender}; torch's clip: {over_step(row, row.find(TORCH) or way):.2f}"
+    return f"{way.contender}; torch's clip: {over_step(row, row.find(TORCH) or way, {}):.2f}"
 
 
-def fraction_of_floor(row: Row, ours: Measurement) -> float:
+def fraction_of_floor(row: Row, ours: Measurement, _: Ceilings) -> float:
     """Of the floor's p20, not its median: a floor that was disturbed must not excuse a slow call."""
     return (row.floor.p20_us or 0.0) / _or_inf(ours.p50_us)
 
 
 def beside_floor(row: Row, ours: Measurement) -> str:
-    return f"{fraction_of_floor(row, ours):.0%} of the read floor" + (row.disturbance and f"; {row.disturbance}")
+    return f"{fraction_of_floor(row, ours, {}):.0%} of the read floor" + (row.disturbance and f"; {row.disturbance}")
 
 
-def host_share_beyond_floor(row: Row, ours: Measurement) -> float:
+def host_share_beyond_floor(row: Row, ours: Measurement, _: Ceilings) -> float:
     """Beyond reading the same bytes as one tensor, by its p20: what disturbs a short sum must not be subtracted."""
     return (_or_inf(ours.p50_us) - (row.floor.p20_us or 0.0)) / (HOST_US + HOST_US_PER_TENSOR * row.tensors)
 
 
-def host_share(row: Row, one: Measurement) -> float:
+def host_share(row: Row, one: Measurement, _: Ceilings) -> float:
     return _or_inf(one.host_us) / (HOST_US + HOST_US_PER_TENSOR * row.tensors)
 
 
-def wall_ms(row: Row, one: Measurement) -> float:
+def wall_ms(row: Row, one: Measurement, _: Ceilings) -> float:
     return _or_inf(one.p50_us) / 1e3
 
 
-def norm_error(row: Row, ours: Measurement) -> float:
+def norm_error(row: Row, ours: Measurement, _: Ceilings) -> float:
     """No answer, or not a number, counts as an error of 1."""
     error = ours.norm_error
     return error if error is not None and math.isfinite(error) else 1.0
 
 
+def fraction_of_ceilings(copies: int) -> Value:
+    """The time of reading the bytes once and of `copies` times moving them at the ceilings, over the call's."""
+
+    def value(row: Row, one: Measurement, ceilings: Ceilings) -> float | None:
+        if not ceilings:
+            return None
+        read, copy = (row.bytes / float(ceilings[name]) / 1e3 for name in ("read", "copy"))
+        # A plain sum timed among the row's own calls may have been faster than the ceiling.
+        return (min(read, row.floor.device_us or read) + copies * copy) / _or_inf(one.device_us)
+
+    return value
+
+
 def _or_inf(us: float | None) -> float:
     return us or math.inf
+
+
+def ratio_on_the_cpu(key: Key, bar: float) -> Bar:
+    (workload, dtype, operation), unit = key, "of the read floor"
+    of, these = f"{CATALOGUE[workload].title}, {dtype}, {operation.value}", where(operation.value, workload, dtype)
+    floor = Bar(f"{of}, time of reading / time", "cpu", these, fraction_of_floor, FLOOR_FRACTION, unit)
+    instead = floor if operation is NOT_CLIPPED else None
+    ratio = over_ours(TORCH_FOREACH, "p50_us")
+    name = f"{of}, torch foreach / fusedclip"
+    return Bar(name, "cpu", these, ratio, bar, "x", remark=beside_floor, instead=instead)
+
+
+def published(key: Key, bar: float, note: str) -> Bar:
+    workload, dtype, operation = key
+    name, these = f"{workload} {dtype} {operation.value}, wall time, {CUDA}", where(operation.value, workload, dtype)
+    return Bar(name, "cuda", these, wall_ms, bar, "ms", (CUDA,), more_is_better=False, note=note)
+
+
+less = partial(Bar, more_is_better=False)
+step = partial(less, value=over_step, unit="x", of=(DROP_IN, SCALES, DEFERS, CHOOSES), remark=beside_torchs_clip)
+unscale = partial(Bar, value=over_ours(UNSCALE_TORCH), bar=UNSCALE, unit="x", of=(UNSCALE_OURS,))
+cuda = partial(Bar, device="cuda", of=(CUDA,))
+device, wall = over_ours(TORCH_FOREACH), over_ours(TORCH_FOREACH, "p50_us")
+read, clipped = fraction_of_ceilings(copies=0), fraction_of_ceilings(copies=2)
+HOST = f"({HOST_US:g} us + {HOST_US_PER_TENSOR:g} us per tensor)"
+AT_CEILINGS, BY_TORCH = "(N / read ceiling + 2 N / copy ceiling) / time", f"torch foreach / {CUDA}"
+# fmt: off
+BARS = [
+    *(ratio_on_the_cpu(*one) for one in RATIOS.items()),
+    less(f"host cost over {HOST}", "cpu", where(workload="*x8"), host_share_beyond_floor, 1.0, "of it"),
+    less("norm against fp64, fp32 up to 2^24 elements", "cpu", is_small_fp32, norm_error, NORM_ERROR_FP32, "relative"),
+    less("norm against fp64, everything else", "cpu", lambda row: has_norm(row) and not is_small_fp32(row),
+         norm_error, NORM_ERROR, "relative"),
+    *(step(f"(clip + step) / step, {operation.value}", "cpu", where(f"step, {operation.value}"), bar=bar)
+      for operation, bar in STEP_RATIO.items()),
+    *(unscale(f"torch's unscale_ + clip / ours, {operation.value}", "cpu", where(f"unscale, {operation.value}"))
+      for operation in BOTH),
+    *(Bar(f"norm pass, >= 1 GB, {dtype}, {engine}", "cuda", where("norm", dtype=dtype, least=LARGE), read, bar,
+          "of the read ceiling", (engine,))
+      for (engine, bar), dtype in product(READ_FRACTION.items(), LARGE_DTYPES)),
+    cuda(f"clipped, >= 1 GB, {AT_CEILINGS}, {CUDA}", concerns=where("clipped", least=LARGE), value=clipped, bar=0.90,
+         unit="of the ceilings"),
+    cuda(f"not clipped, >= 1 GB, {BY_TORCH}", concerns=where("not clipped", least=LARGE), value=device, bar=2.8,
+         unit="x"),
+    cuda(f"clipped, >= 1 GB, {BY_TORCH}", concerns=where("clipped", least=LARGE), value=device, bar=1.05, unit="x"),
+    cuda(f"8 to 48 MB, clipped, wall time, {BY_TORCH}", concerns=where("clipped", "100x*"), value=wall, bar=2.0,
+         unit="x"),
+    cuda(f"2,000 tensors of 4 KB, wall time, {BY_TORCH}", concerns=where(workload="2000x1024"), value=wall, bar=10.0,
+         unit="x"),
+    cuda(f"host time of a call over {HOST}, {CUDA}", concerns=where(workload="host-*"), value=host_share, bar=1.0,
+         unit="of it", more_is_better=False),
+    *(published(key, *bar) for key, bar in PUBLISHED.items()),
+    unscale(f"unscale + clip, >= 1 GB: {UNSCALE_TORCH} / ours", "cuda", where("unscale, *", least=LARGE)),
+    step("(clip + fused AdamW) / AdamW, >= 1 GB, not clipped, best way", "cuda",
+         where("step, not clipped", least=LARGE), bar=STEP_RATIO_GPU),
+]
+# fmt: on

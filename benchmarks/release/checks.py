@@ -1,7 +1,5 @@
 """Checks that run in processes of their own, with a limit of time. What they print goes to a file; its end is kept."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -14,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -101,14 +100,8 @@ def run(task: Task, logs: Path, most_seconds: float = float("inf"), where: Path 
     log = logs / f"{re.sub('[^a-z]+', '-', task.name)}.log"
     start = time.perf_counter()
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            task.command,
-            cwd=where,
-            env=os.environ | task.variables,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        how: Any = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
+        process = subprocess.Popen(task.command, cwd=where, env=os.environ | task.variables, **how)
         outcome = _outcome(process, seconds)
     printed = log.read_text(errors="replace")
     if outcome == "passed" and task.proof not in printed:

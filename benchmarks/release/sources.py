@@ -1,7 +1,5 @@
 """Which kernels a GPU result was measured on: the hash of each file that a kernel or its launch is made from."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass
@@ -53,18 +51,13 @@ def status(results: Path = RESULTS, root: Path = ROOT) -> Status | None:
     if not found:
         return None
     path = max(found, key=lambda path: str(found[path]["date"]))
-    content, now = found[path], hashes(root)
-    then = content["gpu"]["sources"]
-    states = {name: _state(then.get(name), now.get(name)) for name in sorted(then.keys() | now.keys())}
-    outcomes = {check["name"]: check["outcome"] for check in content["gpu"].get("checks", [])}
+    gpu, now = found[path]["gpu"], hashes(root)
+    then = gpu["sources"]
+    states = {name: "new" if name not in then else "gone" if name not in now else "changed" for name in then | now}
+    states |= dict.fromkeys(dict(then.items() & now.items()), "as measured")
+    outcomes = {check["name"]: check["outcome"] for check in gpu.get("checks", [])}
     lacks = [f"{name}: {outcomes.get(name, 'left out')}" for name in NEEDED if outcomes.get(name) != "passed"]
-    return Status(path, f"{content['device']}, {content['date']}", states, lacks)
-
-
-def _state(then: str | None, now: str | None) -> str:
-    if then is None or now is None:
-        return "new" if then is None else "gone"
-    return "as measured" if then == now else "changed"
+    return Status(path, f"{found[path]['device']}, {found[path]['date']}", dict(sorted(states.items())), lacks)
 
 
 def summary(found: Status | None) -> str:

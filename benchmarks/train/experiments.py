@@ -1,21 +1,18 @@
 """The two training experiments: a GPT with torch's clip and with fusedclip's, an LSTM without clipping and with it."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 import fusedclip
 from benchmarks.table import markdown
 from benchmarks.train.models import GPT, LSTM
-from benchmarks.train.pair import Clip, Run, largest_difference, seeded, train
+from benchmarks.train.pair import Clip, Run, largest_difference, train
 from benchmarks.train.text import VOCABULARY, batches
 
 GPT_BATCH, GPT_CONTEXT, GPT_RATE, GPT_MAX_NORM = 8, 128, 1e-3, 0.5
@@ -27,34 +24,30 @@ LSTM_BATCH, LSTM_LENGTH, LSTM_RATE, LSTM_MAX_NORM = 8, 512, 60.0, 0.1
 GUESSING = math.log(VOCABULARY)
 LEARNED = 0.6 * GUESSING
 LAST = 20
+STEPS = {"gpt": 320, "lstm": 200}
 
 
-def torch_clip(max_norm: float) -> Clip:
-    return lambda parameters: torch.nn.utils.clip_grad_norm_(parameters, max_norm)
-
-
-def fused_clip(max_norm: float) -> Clip:
-    def clip(parameters: Sequence[nn.Parameter]) -> Tensor:
-        return fusedclip.clip_grad_norm_(parameters, max_norm)
-
-    return clip
+def run(name: str, seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any]:
+    """One of the experiments; two runs and what they have in common. `progress` is called after each step."""
+    return {"gpt": gpt, "lstm": lstm}[name](seed, steps, progress)
 
 
 def gpt(seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any]:
     """The same GPT twice; what differs is the rounding of the norm and the time."""
 
-    def run(name: str, clip: Clip) -> Run:
-        model = seeded(lambda: GPT(context=GPT_CONTEXT), seed)
+    def one(name: str, clip: Clip) -> Run:
+        torch.manual_seed(seed)
+        model = GPT(GPT_CONTEXT)
         optimizer = torch.optim.AdamW(model.parameters(), lr=GPT_RATE)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / GPT_WARM_UP))
-        return Run(name, model, optimizer, clip, schedule)
+        warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / GPT_WARM_UP, total_iters=GPT_WARM_UP - 1)
+        optimizer.register_step_post_hook(lambda *_: warm_up.step())
+        return Run(name, model, optimizer, clip, GPT_MAX_NORM)
 
-    runs = [run("torch", torch_clip(GPT_MAX_NORM)), run("fusedclip", fused_clip(GPT_MAX_NORM))]
+    runs = [one("torch", clip_grad_norm_), one("fusedclip", fusedclip.clip_grad_norm_)]
     train(runs, batches(steps, GPT_BATCH, GPT_CONTEXT, seed), progress)
-    sizes = [parameter.numel() for parameter in runs[0].model.parameters()]
     return {
-        "tensors": len(sizes),
-        "elements": sum(sizes),
+        "tensors": len(runs[0].parameters),
+        "elements": sum(parameter.numel() for parameter in runs[0].parameters),
         "max_norm": GPT_MAX_NORM,
         "clipped_steps": sum(norm > GPT_MAX_NORM for norm in runs[1].norms),
         "largest_difference": largest_difference(runs[0].losses, runs[1].losses),
@@ -62,51 +55,42 @@ def gpt(seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any]
     }
 
 
-def gpt_summary(result: dict[str, Any]) -> str:
-    header = ["GPT, clipped by", "first loss", "last loss", "step", "clipping", "share of the step"]
-    rows = [
-        [
-            run["name"],
-            *(f"{loss:.4f}" for loss in (run["losses"][0], final(run["losses"]))),
-            *(f"{run['step_ms']:.1f} ms", f"{run['clip_ms'] * 1e3:.0f} us", f"{run['clip_share']:.2%}"),
-        ]
-        for run in result["runs"]
-    ]
-    return (
-        f"{markdown(header, rows)}\n{result['elements']:,} elements in {result['tensors']} tensors; clipped in "
-        f"{result['clipped_steps']} of {len(result['runs'][0]['losses'])} steps; largest difference of the two loss "
-        f"curves: {result['largest_difference']:.2g}"
-    )
-
-
 def lstm(seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any]:
     """The same LSTM twice with a rate that is far too high, without clipping (the norm measured) and with it."""
 
-    def run(name: str, max_norm: float) -> Run:
-        model = seeded(LSTM, seed)
-        return Run(name, model, torch.optim.SGD(model.parameters(), lr=LSTM_RATE), fused_clip(max_norm))
+    def one(name: str, max_norm: float) -> Run:
+        torch.manual_seed(seed)
+        model = LSTM()
+        optimizer = torch.optim.SGD(model.parameters(), lr=LSTM_RATE)
+        return Run(name, model, optimizer, fusedclip.clip_grad_norm_, max_norm)
 
-    runs = [run("not clipped", math.inf), run("fusedclip", LSTM_MAX_NORM)]
+    runs = [one("not clipped", math.inf), one("fusedclip", LSTM_MAX_NORM)]
     train(runs, batches(steps, LSTM_BATCH, LSTM_LENGTH, seed), progress)
-    results = [one.result() | {"outcome": outcome(one.losses)} for one in runs]
+    results = [run.result() | {"outcome": outcome(run.losses)} for run in runs]
     return {"max_norm": LSTM_MAX_NORM, "learning_rate": LSTM_RATE, "length": LSTM_LENGTH, "runs": results}
 
 
-def lstm_summary(result: dict[str, Any]) -> str:
-    header = ["LSTM, clipped by", "first loss", "highest loss", "last loss", "highest norm", "outcome"]
-    rows = [
-        [
-            run["name"],
-            *(f"{loss:.2f}" for loss in (run["losses"][0], max(run["losses"]), final(run["losses"]))),
-            *(f"{max(run['norms']):.2g}", run["outcome"]),
-        ]
-        for run in result["runs"]
-    ]
-    return (
-        f"{markdown(header, rows)}\n{len(result['runs'][0]['losses'])} steps of SGD with rate "
-        f"{result['learning_rate']:g} over sequences of {result['length']} bytes; guessing all bytes alike is "
-        f"{GUESSING:.2f}: above it is diverged, below {LEARNED:.2f} is learned"
-    )
+def summary(result: dict[str, Any]) -> str:
+    """A line per run, and what they have in common."""
+    steps = len(result["runs"][0]["losses"])
+    if "learning_rate" in result:
+        below = (
+            f"{steps} steps of SGD with rate {result['learning_rate']:g} over sequences of {result['length']} bytes; "
+            f"guessing all bytes alike is {GUESSING:.2f}: above it is diverged, below {LEARNED:.2f} is learned"
+        )
+    else:
+        below = (
+            f"{result['elements']:,} elements in {result['tensors']} tensors; clipped in {result['clipped_steps']} of "
+            f"{steps} steps; largest difference of the two loss curves: {result['largest_difference']:.2g}"
+        )
+    header = ["clipped by", "first loss", "highest loss", "last loss", "highest norm", "step", "clipping", "share", ""]
+    return f"{markdown(header, [_line(one) for one in result['runs']])}\n{below}"
+
+
+def _line(one: dict[str, Any]) -> list[str]:
+    losses = [f"{loss:.4g}" for loss in (one["losses"][0], max(one["losses"]), final(one["losses"]))]
+    times = [f"{one['step_ms']:.1f} ms", f"{one['clip_ms'] * 1e3:.0f} us", f"{one['clip_share']:.2%}"]
+    return [one["name"], *losses, f"{max(one['norms']):.2g}", *times, one.get("outcome", "")]
 
 
 def final(losses: Sequence[float]) -> float:
@@ -120,17 +104,6 @@ def outcome(losses: Sequence[float]) -> str:
     if not loss <= GUESSING:  # NaN too
         return "diverged"
     return "learned" if loss < LEARNED else "neither diverged nor learned"
-
-
-@dataclass(frozen=True)
-class Experiment:
-    steps: int
-    run: Callable[[int, int, Callable[[], object]], dict[str, Any]]
-    """Of seed, steps, and what to call after each; two runs and what they have in common."""
-    summary: Callable[[dict[str, Any]], str]
-
-
-EXPERIMENTS = {"gpt": Experiment(320, gpt, gpt_summary), "lstm": Experiment(200, lstm, lstm_summary)}
 
 
 def to_tensorboard(folder: Path, training: dict[str, Any]) -> None:

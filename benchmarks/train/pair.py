@@ -1,52 +1,42 @@
-"""Two training runs of the same model on the same data that take turns step by step and differ in how they clip."""
-
-from __future__ import annotations
+"""Training runs of the same model on the same data that take turns step by step and differ in how they clip."""
 
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Clip = Callable[[Sequence[nn.Parameter]], Tensor]
+Clip = Callable[..., Tensor]  # of parameters and max_norm
 
 
-@dataclass
 class Run:
-    """One of the two: its model, and what every step lost, measured and took."""
+    """One of them: its model, and what every step lost, measured and took."""
 
-    name: str
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    clip: Clip
-    schedule: torch.optim.lr_scheduler.LRScheduler | None = None
-    losses: list[float] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    step_ms: list[float] = field(default_factory=list)
-    clip_ms: list[float] = field(default_factory=list)
+    def __init__(self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, clip: Clip, max_norm: float):
+        self.name, self.model, self.optimizer, self.clip, self.max_norm = name, model, optimizer, clip, max_norm
+        self.parameters = list(model.parameters())
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self.step_ms: list[float] = []
+        self.clip_ms: list[float] = []
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
-        parameters = list(self.model.parameters())
         start = time.perf_counter()
         self.optimizer.zero_grad()
         loss = functional.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         before_clip = time.perf_counter()
-        norm = self.clip(parameters)
+        norm = self.clip(self.parameters, self.max_norm)
         after_clip = time.perf_counter()
         self.optimizer.step()
-        end = time.perf_counter()
-        if self.schedule:
-            self.schedule.step()
+        self.step_ms.append((time.perf_counter() - start) * 1e3)
+        self.clip_ms.append((after_clip - before_clip) * 1e3)
         self.losses.append(loss.item())
         self.norms.append(norm.item())
-        self.step_ms.append((end - start) * 1e3)
-        self.clip_ms.append((after_clip - before_clip) * 1e3)
 
     def result(self) -> dict[str, Any]:
         return {
@@ -66,12 +56,6 @@ def train(runs: Sequence[Run], data: Iterable[tuple[Tensor, Tensor]], progress: 
             if not run.losses or math.isfinite(run.losses[-1]):
                 run.step(inputs, targets)
         progress()
-
-
-def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The same model every time."""
-    torch.manual_seed(seed)
-    return build()
 
 
 def largest_difference(first: Sequence[float], second: Sequence[float]) -> float:

@@ -1,7 +1,5 @@
 """Real text that every Python has: the sources of its own standard library, as bytes."""
 
-from __future__ import annotations
-
 import sysconfig
 from functools import cache
 from pathlib import Path

@@ -71,8 +71,9 @@ using Partials = std::unique_ptr<double[]>;
 
 Partials partials_for(const Work& work) { return Partials(new double[work.tiling.tiles()]); }
 
-void read(const Work& work, Norm norm, double p, Shares& shares, int thread, Partials& partials) {
+void read(const Work& work, double p, Shares& shares, int thread, Partials& partials) {
   const Kernels& k = kernels();
+  const Norm norm = norm_of(p);
   shares.each(thread, Order::kForwards, [&](int64_t share) {
     forwards(work, share_of(work, shares, share), [&](int64_t tile, const Tile& t) {
       partials[tile] = k.lift(work.segments[t.segment].dtype, norm, p, t.data, t.count);
@@ -100,38 +101,38 @@ void scale_tiles(const Work& work, const double* coefs, int64_t stride, bool zer
 }
 
 // In tile order, whoever computed the partials: the same bits for any number of threads.
-double combine_segment(const Work& work, Norm norm, const Partials& partials, int64_t s) {
-  double lifted = identity(norm);
+double combine_segment(const Work& work, Combining how, const Partials& partials, int64_t s) {
+  double lifted = identity(how);
   for (int64_t tile = work.tiling.first_tile[s]; tile < work.tiling.first_tile[s + 1]; ++tile)
-    lifted = combine(norm, lifted, partials[tile]);
+    lifted = combine(how, lifted, partials[tile]);
   return lifted;
 }
 
-double combine_all(const Work& work, Norm norm, const Partials& partials) {
-  double total = identity(norm);
+double combine_all(const Work& work, const NormEnd& norm, const Partials& partials) {
+  double total = identity(norm.combining);
   for (size_t s = 0; s < work.segments.size(); ++s)
-    total = combine(norm, total, of_tensor(norm, combine_segment(work, norm, partials, s)));
+    total = combine(norm.combining, total, of_tensor(norm, combine_segment(work, norm.combining, partials, s)));
   return total;
 }
 
-Partials read_all(const Work& work, Norm norm, double p, int max_threads) {
+Partials read_all(const Work& work, double p, int max_threads) {
   Partials partials = partials_for(work);
   const int threads = threads_for(work, max_threads);
   Shares shares = shares_for(work, threads);
-  in_parallel(threads, [&](int thread, int) { read(work, norm, p, shares, thread, partials); });
+  in_parallel(threads, [&](int thread, int) { read(work, p, shares, thread, partials); });
   return partials;
 }
 
 }  // namespace
 
 void lift(const Work& work, double p, int max_threads, double* out) {
-  const Norm norm = norm_of(p);
-  const Partials partials = read_all(work, norm, p, max_threads);
-  for (size_t s = 0; s < work.segments.size(); ++s) out[s] = combine_segment(work, norm, partials, s);
+  const Partials partials = read_all(work, p, max_threads);
+  const Combining how = end_of(p).combining;
+  for (size_t s = 0; s < work.segments.size(); ++s) out[s] = combine_segment(work, how, partials, s);
 }
 
 Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier, bool only_finite, int max_threads) {
-  const Norm norm = norm_of(p);
+  const NormEnd norm = end_of(p);
   Partials partials = partials_for(work);
   Clipped result{};
   const int threads = threads_for(work, max_threads);
@@ -139,10 +140,10 @@ Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier
   int writers = 0;
   std::optional<Shares> writes;
   in_parallel(threads, [&](int thread, int team) {
-    read(work, norm, p, reads, thread, partials);
+    read(work, p, reads, thread, partials);
     if (team > 1) team_barrier();
     if (thread == 0) {
-      result = settle(norm, combine_all(work, norm, partials), p, rule, multiplier);
+      result = settle(norm, combine_all(work, norm, partials), rule, multiplier);
       if (only_finite && !std::isfinite(result.norm)) result.coef = 1;
       if (result.coef != 1) {
         writers = writers_for(work, team);

@@ -33,24 +33,19 @@ constexpr int64_t kBlock = 8192;
 constexpr int64_t kRun = 16 * kLanes<float>;
 constexpr int kRunLanes = 16;
 
-struct NonZero {
+// For the functors of norms.h.
+struct Math {
   template <class V>
-  static V lift(V x) {
-    return x != 0 ? V{} + 1 : V{};
+  static V abs(V v) {
+    return magnitude(v);
   }
+  static Doubles pow(Doubles magnitude, double p) { return power_of(magnitude, p); }
 };
-struct Absolute {
-  template <class V>
-  static V lift(V x) {
-    return magnitude(x);
-  }
-};
-struct Square {
-  template <class V>
-  static V lift(V x) {
-    return x * x;
-  }
-};
+
+template <class N, class V>
+inline V lifted(V x) {
+  return N::template lift<Math>(x);
+}
 
 // Calls body(pointer to kLanes<A> elements) over x[0..n); the last call gets a copy padded with `pad`.
 template <class A, class T, class Body>
@@ -80,28 +75,28 @@ inline double tree_sum(const Doubles (&acc)[vectors]) {
   return tree_sum(lanes);
 }
 
-template <class Op, class T>
+template <class N, class T>
 inline ArithmeticVector<T> accumulate(ArithmeticVector<T> acc, ArithmeticVector<T> x) {
-  if constexpr (std::is_same_v<Op, Square> && std::is_same_v<T, float>)
+  if constexpr (std::is_same_v<N, Two> && std::is_same_v<T, float>)
     return add_exact_square(acc, x);
   else
-    return acc + Op::lift(x);
+    return acc + lifted<N>(x);
 }
 
 // The sum of each lane over x[0..n).
-template <class Op, class T>
+template <class N, class T>
 inline void sum_lanes(const T* x, int64_t n, ArithmeticVector<T> (&acc)[kVectors]) {
   for_lanes<Arithmetic<T>>(x, n, T{}, [&](const T* lanes) {
     for (int v = 0; v < kVectors; ++v)
-      acc[v] = accumulate<Op, T>(acc[v], load(lanes + v * VectorOf<Arithmetic<T>>::size));
+      acc[v] = accumulate<N, T>(acc[v], load(lanes + v * VectorOf<Arithmetic<T>>::size));
   });
 }
 
 // acc += x[0..n), a run or less.
-template <class Op, class T, int vectors>
+template <class N, class T, int vectors>
 __attribute__((always_inline)) inline void add_run(const T* x, int64_t n, Doubles (&acc)[vectors]) {
   Floats run[kVectors] = {};
-  sum_lanes<Op>(x, n, run);
+  sum_lanes<N>(x, n, run);
   for (int half = kVectors / 2; half * VectorOf<float>::size >= kRunLanes; half /= 2)
     for (int v = 0; v < half; ++v) run[v] += run[v + half];
   for (int v = 0; v < vectors / 2; ++v) {
@@ -110,17 +105,17 @@ __attribute__((always_inline)) inline void add_run(const T* x, int64_t n, Double
   }
 }
 
-template <class Op, class T>
+template <class N, class T>
 double block_sum(const T* x, int64_t n) {
-  if constexpr (sizeof(T) > 2) {
+  if constexpr (kDoubleArithmetic<T>) {
     Doubles acc[kVectors] = {};
-    sum_lanes<Op>(x, n, acc);
+    sum_lanes<N>(x, n, acc);
     return tree_sum(acc);
   } else {
     Doubles acc[kRunLanes / VectorOf<double>::size] = {};
     int64_t i = 0;
-    for (; i + kRun <= n; i += kRun) add_run<Op>(x + i, kRun, acc);
-    if (i < n) add_run<Op>(x + i, n - i, acc);
+    for (; i + kRun <= n; i += kRun) add_run<N>(x + i, kRun, acc);
+    if (i < n) add_run<N>(x + i, n - i, acc);
     return tree_sum(acc);
   }
 }
@@ -156,65 +151,62 @@ Bits<T> min_bits(const T* x, int64_t n) {
   return result;
 }
 
-template <class Op, class T>
+template <class N, class T>
 double exact_block_sum(const T* x, int64_t n) {
   if (max_bits(x, n) == 0) return 0;  // blocks of zeros are common in embedding gradients: they don't pay for fp64
   constexpr int lanes = 16;
   double acc[lanes] = {};
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes)
-    for (int l = 0; l < lanes; ++l) acc[l] += Op::lift(double(widen(x[i + l])));
-  for (int l = 0; i < n; ++i, ++l) acc[l] += Op::lift(double(widen(x[i])));
+    for (int l = 0; l < lanes; ++l) acc[l] += lifted<N>(double(widen(x[i + l])));
+  for (int l = 0; i < n; ++i, ++l) acc[l] += lifted<N>(double(widen(x[i])));
   double sum = 0;
   for (double a : acc) sum += a;
   return sum;
 }
 
-template <class Op, class T>
+template <class N, class T>
 double sum(const T* x, int64_t n) {
   double total = 0;
   for (int64_t i = 0; i < n; i += kBlock) {
     const int64_t count = n - i < kBlock ? n - i : kBlock;
-    double block = block_sum<Op>(x + i, count);
-    if constexpr (sizeof(T) == 2)
-      if (!is_trusted(block)) block = exact_block_sum<Op>(x + i, count);
+    double block = block_sum<N>(x + i, count);
+    if constexpr (!kDoubleArithmetic<T> && !N::kCounts)
+      if (!is_trusted(block)) block = exact_block_sum<N>(x + i, count);
     total += block;
   }
   return total;
 }
 
-// |x|^p in fp64 all the way: what every dtype but float64 holds is a normal double (float64's subnormals count as 0).
-template <class T>
-double power_sum(const T* x, int64_t n, double p) {
+// In fp64 all the way: what every dtype but float64 holds is a normal double (float64's subnormals count as 0).
+template <class N, class T>
+double sum_in_double(const T* x, int64_t n, double p) {
   constexpr int lanes = kLanes<double>;
   double acc[lanes] = {};
   for (int64_t i = 0; i < n; i += lanes) {
     const int count = n - i < lanes ? int(n - i) : lanes;
-    double powers[lanes];
+    double values[lanes];
     for (int l = 0; l < lanes; ++l) {
-      const double magnitude = l < count ? __builtin_fabs(double(widen(x[i + l]))) : 1;
-      powers[l] = magnitude < std::numeric_limits<double>::min() ? 0 : magnitude;
+      const double value = l < count ? double(widen(x[i + l])) : 1;
+      values[l] = __builtin_fabs(value) < std::numeric_limits<double>::min() ? 0 : value;
     }
     for (int v = 0; v < kVectors; ++v) {
-      double* const vector = powers + v * VectorOf<double>::size;
-      store(power_of(load(vector), p), vector);
+      double* const vector = values + v * VectorOf<double>::size;
+      store(N::template lift<Math>(load(vector), p), vector);
     }
-    for (int l = 0; l < count; ++l) acc[l] += powers[l];
+    for (int l = 0; l < count; ++l) acc[l] += values[l];
   }
   return tree_sum(acc);
 }
 
-template <class T>
-double lift(Norm norm, double p, const T* x, int64_t n) {
-  switch (norm) {
-    case Norm::kZero: return sum<NonZero>(x, n);
-    case Norm::kOne: return sum<Absolute>(x, n);
-    case Norm::kTwo: return sum<Square>(x, n);
-    case Norm::kPower: return power_sum(x, n, p);
-    case Norm::kMax: return extreme<T>(norm, max_bits(x, n), 0);
-    case Norm::kMin: return extreme<T>(norm, max_bits(x, n), min_bits(x, n));
-  }
-  __builtin_unreachable();
+template <class N, class T>
+double lift(double p, const T* x, int64_t n) {
+  if constexpr (N::kInDouble)
+    return sum_in_double<N>(x, n, p);
+  else if constexpr (N::kCombining == Combining::kSum)
+    return sum<N>(x, n);
+  else
+    return extreme<T>(N::kCombining, max_bits(x, n), N::kCombining == Combining::kMin ? min_bits(x, n) : 0);
 }
 
 // Applies f to x[0..n) a vector at a time, in place.
@@ -232,7 +224,7 @@ inline void map(T* x, int64_t n, F f) {
 
 template <class T>
 void scale(double coef, T* x, int64_t n) {
-  if constexpr (sizeof(T) > 2) {
+  if constexpr (kDoubleArithmetic<T>) {
     map(x, n, [coef](Doubles v) { return v * coef; });
   } else {
     const FloatFactors f = float_factors(coef);
@@ -259,7 +251,10 @@ bool clamp(double bound, T* x, int64_t n) {
 }
 
 double lift_any(DType dtype, Norm norm, double p, const void* data, int64_t count) {
-  return with_dtype(dtype, [=](auto t) { return lift(norm, p, static_cast<const decltype(t)*>(data), count); });
+  return with_dtype(dtype, [=](auto t) {
+    const auto* const x = static_cast<const decltype(t)*>(data);
+    return with_norm(norm, [=](auto n) { return lift<decltype(n)>(p, x, count); });
+  });
 }
 void scale_any(DType dtype, double coef, void* data, int64_t count) {
   return with_dtype(dtype, [=](auto t) { scale(coef, static_cast<decltype(t)*>(data), count); });

@@ -10,7 +10,7 @@ namespace fusedclip::cpu {
 
 struct Kernels {
   const char* name;
-  // The lifted value of `count` elements, in fp64. `p` is read for Norm::kPower alone.
+  // The lifted value of `count` elements, in fp64; `norm` is that of `p`.
   double (*lift)(DType dtype, Norm norm, double p, const void* data, int64_t count);
   // data *= coef, in float for 16-bit dtypes, in double for the others.
   void (*scale)(DType dtype, double coef, void* data, int64_t count);

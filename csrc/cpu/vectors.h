@@ -25,11 +25,13 @@ using LongWords = Vector<uint64_t>;
 typedef float HalfFloats __attribute__((vector_size(kVectorBytes / 2)));  // as many elements as Doubles has
 typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));   // as many elements as Floats has
 
-// The type that arithmetic on T is done in: float for 16-bit elements, double for the others. float32 in double costs
-// nothing while memory is the limit (35 GB/s a core with AVX-512, where two cores together read 50-60), leaves no sum
-// that could overflow or vanish, and makes the norm of constant gradients right to 1e-15 instead of 1e-6.
+// The type that arithmetic on T is done in: float for elements of 16 bits and less, double for the others. float32 in
+// double costs nothing while memory is the limit (35 GB/s a core with AVX-512, where two cores together read 50-60),
+// leaves no sum that could overflow or vanish, and makes the norm of constant gradients right to 1e-15 instead of 1e-6.
 template <class T>
-using Arithmetic = std::conditional_t<sizeof(T) == 2, float, double>;
+using Arithmetic = std::conditional_t<(sizeof(T) > 2), double, float>;
+template <class T>
+constexpr bool kDoubleArithmetic = std::is_same_v<Arithmetic<T>, double>;
 template <class T>
 using ArithmeticVector = Vector<Arithmetic<T>>;
 
@@ -44,6 +46,18 @@ inline V load_raw(const void* from) {
 inline Floats magnitude(Floats v) { return (Floats)((Words)v & 0x7fffffffu); }
 inline Doubles magnitude(Doubles v) { return (Doubles)((LongWords)v & 0x7fffffffffffffffu); }
 inline double magnitude(double x) { return __builtin_fabs(x); }
+
+// Of any dtype; those below are faster.
+template <class T>
+inline ArithmeticVector<T> load(const T* from) {
+  ArithmeticVector<T> v;
+  for (int i = 0; i < VectorOf<Arithmetic<T>>::size; ++i) v[i] = widen(from[i]);
+  return v;
+}
+template <class T>
+inline void store(ArithmeticVector<T> v, T* to) {
+  for (int i = 0; i < VectorOf<Arithmetic<T>>::size; ++i) to[i] = narrow<T>(v[i]);
+}
 
 inline Doubles load(const double* from) { return load_raw<Doubles>(from); }
 inline void store(Doubles v, double* to) { __builtin_memcpy(to, &v, sizeof(v)); }
@@ -109,15 +123,6 @@ inline Floats load(const Float16* from) { return (Floats)vcvt_f32_f16(load_raw<f
 inline void store(Floats v, Float16* to) {
   const float16x4_t halves = vcvt_f16_f32((float32x4_t)v);
   __builtin_memcpy(to, &halves, sizeof(halves));
-}
-#else
-inline Floats load(const Float16* from) {
-  Floats v;
-  for (int i = 0; i < VectorOf<float>::size; ++i) v[i] = widen(from[i]);
-  return v;
-}
-inline void store(Floats v, Float16* to) {
-  for (int i = 0; i < VectorOf<float>::size; ++i) to[i] = to_float16(v[i]);
 }
 #endif
 

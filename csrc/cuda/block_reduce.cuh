@@ -28,9 +28,9 @@ Pack* dynamic_shared();
 #endif
 
 // Every lane gets the result, and the same bits: at each step both partners combine the same two values.
-__device__ inline double warp_reduce(Norm norm, double value) {
+__device__ inline double warp_reduce(Combining how, double value) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2)
-    value = combine(norm, value, __shfl_xor_sync(0xffffffffu, value, distance));
+    value = combine(how, value, __shfl_xor_sync(0xffffffffu, value, distance));
   return value;
 }
 
@@ -39,14 +39,14 @@ struct WarpValues {
 };
 
 // Every thread of the block gets the result.
-__device__ inline double block_reduce(Norm norm, double value) {
+__device__ inline double block_reduce(Combining how, double value) {
   WarpValues& warps = block_shared<WarpValues>();
   const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
-  value = warp_reduce(norm, value);
+  value = warp_reduce(how, value);
   __syncthreads();  // the values of the last call have been read
   if (lane == 0) warps.of[warp] = value;
   __syncthreads();
-  return warp_reduce(norm, lane < kWarps ? warps.of[lane] : identity(norm));
+  return warp_reduce(how, lane < kWarps ? warps.of[lane] : identity(how));
 }
 
 }  // namespace fusedclip::cuda

@@ -9,43 +9,25 @@ namespace {
 
 static_assert(sizeof(LargeTable) + sizeof(Demand) + sizeof(Results) + 32 <= 32764, "the most that parameters may take");
 
-template <Norm norm>
-struct NormTag {
-  static constexpr Norm value = norm;
-};
+// Powers are bound by arithmetic and gain nothing on chip; a count is of tensors, whose values blocks do not know.
+template <class N>
+constexpr bool kHasOnChipForm = !N::kInDouble && !N::kCounts;
 
-template <class F>
-void with_norm(Norm norm, F f) {
-  switch (norm) {
-    case Norm::kZero: return f(NormTag<Norm::kZero>{});
-    case Norm::kOne: return f(NormTag<Norm::kOne>{});
-    case Norm::kTwo: return f(NormTag<Norm::kTwo>{});
-    case Norm::kPower: return f(NormTag<Norm::kPower>{});
-    case Norm::kMax: return f(NormTag<Norm::kMax>{});
-    case Norm::kMin: return f(NormTag<Norm::kMin>{});
-  }
-}
-
-// Powers are bound by arithmetic and gain nothing on chip; p = 0 counts tensors, whose values blocks do not know.
-constexpr bool has_on_chip_form(Norm norm) { return norm != Norm::kZero && norm != Norm::kPower; }
-
-template <class Table>
-const void* on_chip_kernel(Norm norm) {
-  const void* kernel = nullptr;
-  with_norm(norm, [&](auto tag) {
-    if constexpr (has_on_chip_form(tag.value))
-      kernel = reinterpret_cast<const void*>(clip_on_chip_kernel<tag.value, Table>);
-  });
-  return kernel;
+template <class Kernel>
+const void* address(Kernel* kernel) {
+  return reinterpret_cast<const void*>(kernel);
 }
 
 const Kernels& kernels() {
   static const Kernels all = [] {
-    Kernels k{reinterpret_cast<const void*>(read_kernel<Norm::kTwo, SmallTable>), {}};
-    for (const Norm norm : {Norm::kOne, Norm::kTwo, Norm::kMax, Norm::kMin}) {
-      k.on_chip.push_back(on_chip_kernel<SmallTable>(norm));
-      k.on_chip.push_back(on_chip_kernel<LargeTable>(norm));
-    }
+    Kernels k{address(read_kernel<Two, SmallTable>), {}};
+    for_each_norm([&](auto n) {
+      using N = decltype(n);
+      if constexpr (kHasOnChipForm<N>) {
+        k.on_chip.push_back(address(clip_on_chip_kernel<N, SmallTable>));
+        k.on_chip.push_back(address(clip_on_chip_kernel<N, LargeTable>));
+      }
+    });
     return k;
   }();
   return all;
@@ -77,8 +59,8 @@ class Passes {
   template <class Table>
   int read(const Table& table, double p, double* slots, double* totals) const {
     const int blocks = blocks_for(table, device_.max_blocks);
-    with_norm(norm_of(p), [&](auto tag) {
-      launch("read_kernel", work_, device_, {blocks}, read_kernel<tag.value, Table>, table, p, slots, totals);
+    with_norm(norm_of(p), [&](auto n) {
+      launch("read_kernel", work_, device_, {blocks}, read_kernel<decltype(n), Table>, table, p, slots, totals);
     });
     return blocks;
   }
@@ -91,20 +73,21 @@ class Passes {
   }
 
   template <class Table>
-  void combine_slots(const Table& table, Norm norm, const double* slots, int blocks, double* out) const {
+  void combine_slots(const Table& table, Combining how, const double* slots, int blocks, double* out) const {
     const int warps = device_.policy.threads / kWarp;
     launch("combine_slots_kernel", work_, device_,
            {std::max(1, (table.size + warps - 1) / warps), device_.programmatic}, combine_slots_kernel<Table>, table,
-           norm, slots, blocks, out);
+           how, slots, blocks, out);
   }
 
-  void finish_norm(Norm norm, double p, const double* totals, int count, const Results& results) const {
-    launch("norm_kernel", work_, device_, {1, device_.programmatic}, norm_kernel<>, norm, p, totals, count, results);
+  void finish_norm(const NormEnd& norm, const double* totals, int count, const Results& results) const {
+    launch("norm_kernel", work_, device_, {1, device_.programmatic}, norm_kernel<>, norm, totals, count, results);
   }
 
   template <class Table>
-  bool fits_on_chip(const Table& table, Norm norm) const {
-    return has_on_chip_form(norm) && int64_t(table.tiles()) <= int64_t(device_.on_chip_blocks) * device_.on_chip_tiles;
+  bool fits_on_chip(const Table& table, double p) const {
+    return with_norm(norm_of(p), [](auto n) { return kHasOnChipForm<decltype(n)>; }) &&
+           int64_t(table.tiles()) <= int64_t(device_.on_chip_blocks) * device_.on_chip_tiles;
   }
 
   template <class Table>
@@ -112,10 +95,10 @@ class Passes {
     const int blocks = blocks_for(table, device_.on_chip_blocks);
     const int64_t most = (int64_t(table.tiles()) + blocks - 1) / blocks;
     const int64_t shared = std::max<int64_t>(0, most - device_.policy.on_chip_packs) * tile_bytes(device_.policy);
-    with_norm(demand.norm, [&](auto tag) {
-      if constexpr (has_on_chip_form(tag.value))
+    with_norm(norm_of(demand.norm.p), [&](auto n) {
+      if constexpr (kHasOnChipForm<decltype(n)>)
         launch("clip_on_chip_kernel", work_, device_, {blocks, false, true, size_t(shared)},
-               clip_on_chip_kernel<tag.value, Table>, table, demand, totals, results);
+               clip_on_chip_kernel<decltype(n), Table>, table, demand, totals, results);
     });
   }
 
@@ -131,11 +114,11 @@ class Passes {
   // One table: built once for both launches.
   template <class Table>
   void clip(const Table& table, const Demand& demand, double* totals, const Results& results, Form form) const {
-    if (form != Form::kTwoLaunches && fits_on_chip(table, demand.norm))
+    if (form != Form::kTwoLaunches && fits_on_chip(table, demand.norm.p))
       return clip_on_chip(table, demand, totals, results);
     if (form == Form::kOnChip)
       throw std::runtime_error("these gradients do not fit on the chip, or the norm has no such form");
-    settle_and_scale(table, demand, totals, read(table, demand.p, nullptr, totals), results, true);
+    settle_and_scale(table, demand, totals, read(table, demand.norm.p, nullptr, totals), results, true);
   }
 
   template <class Table>
@@ -165,18 +148,18 @@ void lift(const Work& work, double p, double* scratch, double* out) {
   const Passes passes(work);
   passes.for_each_table([&](const auto& table, int) {
     const int blocks = passes.read(table, p, scratch, nullptr);
-    passes.combine_slots(table, norm_of(p), scratch, blocks, out);
+    passes.combine_slots(table, end_of(p).combining, scratch, blocks, out);
   });
 }
 
 void norm(const Work& work, double p, double* scratch, const Results& results) {
   const Passes passes(work);
-  passes.finish_norm(norm_of(p), p, scratch, passes.read_totals(p, scratch), results);
+  passes.finish_norm(end_of(p), scratch, passes.read_totals(p, scratch), results);
 }
 
 void clip(const Work& work, double p, const Limits& limits, double* scratch, const Results& results, Form form) {
   const Passes passes(work);
-  const Demand demand{norm_of(p), p, limits};
+  const Demand demand{end_of(p), limits};
   if (tables_of(work) == 1 && !overlap(work.segments))
     return passes.for_each_table([&](const auto& table, int) { passes.clip(table, demand, scratch, results, form); });
   if (form == Form::kOnChip)
@@ -190,7 +173,7 @@ void clip(const Work& work, double p, const Limits& limits, double* scratch, con
 bool fits_on_chip(const Work& work, double p) {
   const Passes passes(work);
   bool fits = tables_of(work) == 1 && !overlap(work.segments);
-  passes.for_each_table([&](const auto& table, int) { fits = fits && passes.fits_on_chip(table, norm_of(p)); });
+  passes.for_each_table([&](const auto& table, int) { fits = fits && passes.fits_on_chip(table, p); });
   return fits;
 }
 

@@ -14,8 +14,7 @@
 namespace fusedclip::cuda {
 
 struct Demand {
-  Norm norm;
-  double p;
+  NormEnd norm;
   Limits limits;
 };
 
@@ -40,46 +39,46 @@ __device__ inline void for_stretch(const Table& table, const Share& share, int s
 // Launch 1. With `slots`: the lifted value of each pair of block and segment, in the places of table.h. Without: that
 // of each block, in totals[block]. Powers are bound by arithmetic and spill in 64 registers: they get the registers of
 // two.
-template <Norm norm, class Table>
-__global__ void __launch_bounds__(kThreads, norm == Norm::kPower ? 1 : kPolicy.blocks_per_sm)
+template <class N, class Table>
+__global__ void __launch_bounds__(kThreads, N::kInDouble ? 1 : kPolicy.blocks_per_sm)
     read_kernel(const __grid_constant__ Table table, double p, double* slots, double* totals) {
   let_next_launch_start();
   const Share share = share_of(table, blockIdx.x, gridDim.x);
-  double total = identity(norm);
+  double total = identity(N::kCombining);
   for (int s = share.first; s <= share.last; ++s) {
-    double lifted = identity(norm);
-    for_stretch(table, share, s, [&](const auto& parts) { lifted = read<norm>(parts, p); });
+    double lifted = identity(N::kCombining);
+    for_stretch(table, share, s, [&](const auto& parts) { lifted = read<N>(parts, p); });
     if (!slots) {
-      total = combine(norm, total, lifted);
+      total = combine(N::kCombining, total, lifted);
       continue;
     }
-    lifted = block_reduce(norm, lifted);
+    lifted = block_reduce(N::kCombining, lifted);
     if (threadIdx.x == 0) slots[blockIdx.x + s] = lifted;
   }
   if (slots) return;
-  total = block_reduce(norm, total);
+  total = block_reduce(N::kCombining, total);
   if (threadIdx.x == 0) totals[blockIdx.x] = total;
 }
 
 // The slots of each segment to its lifted value: a warp per segment.
 template <class Table>
-__global__ void __launch_bounds__(kThreads)
-    combine_slots_kernel(const __grid_constant__ Table table, Norm norm, const double* slots, int blocks, double* out) {
+__global__ void __launch_bounds__(kThreads) combine_slots_kernel(const __grid_constant__ Table table, Combining how,
+                                                                 const double* slots, int blocks, double* out) {
   wait_for_last_launch();
   const int s = int(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
   if (s >= table.size) return;
   const uint32_t end = slot_begin(table, s + 1, blocks);
-  double lifted = identity(norm);
-  for (uint32_t i = slot_begin(table, s, blocks) + lane; i < end; i += kWarp) lifted = combine(norm, lifted, slots[i]);
-  lifted = warp_reduce(norm, lifted);
+  double lifted = identity(how);
+  for (uint32_t i = slot_begin(table, s, blocks) + lane; i < end; i += kWarp) lifted = combine(how, lifted, slots[i]);
+  lifted = warp_reduce(how, lifted);
   if (lane == 0) out[table.place + s] = lifted;
 }
 
-__device__ inline double combine_totals(Norm norm, const double* totals, int count) {
-  double lifted = identity(norm);
+__device__ inline double combine_totals(Combining how, const double* totals, int count) {
+  double lifted = identity(how);
 #pragma unroll 1  // one step or a few
-  for (int i = int(threadIdx.x); i < count; i += kThreads) lifted = combine(norm, lifted, totals[i]);
-  return block_reduce(norm, lifted);
+  for (int i = int(threadIdx.x); i < count; i += kThreads) lifted = combine(how, lifted, totals[i]);
+  return block_reduce(how, lifted);
 }
 
 __device__ inline void store_norm(const Results& results, double norm) {
@@ -95,8 +94,8 @@ __device__ inline double settle(const Demand& demand, const double* totals, int 
   const double multiplier = limits.multiplier ? *limits.multiplier : 1.0;
   ClipRule rule = limits.rule;
   if (limits.max_norm) rule.max_norm = *limits.max_norm;
-  const Clipped clipped =
-      fusedclip::settle(demand.norm, combine_totals(demand.norm, totals, count), demand.p, rule, multiplier);
+  const double lifted = combine_totals(demand.norm.combining, totals, count);
+  const Clipped clipped = fusedclip::settle(demand.norm, lifted, rule, multiplier);
   if (results.norm && blockIdx.x == 0 && threadIdx.x == 0) {
     store_norm(results, clipped.norm);
     *results.coef = clipped.coef;
@@ -107,10 +106,10 @@ __device__ inline double settle(const Demand& demand, const double* totals, int 
 // One block: totals to a norm.
 template <class = void>  // a template so that every file may include it
 __global__ void __launch_bounds__(kThreads)
-    norm_kernel(Norm norm, double p, const double* totals, int count, Results results) {
+    norm_kernel(NormEnd norm, const double* totals, int count, Results results) {
   wait_for_last_launch();
-  const double lifted = combine_totals(norm, totals, count);
-  if (threadIdx.x == 0) store_norm(results, finish(norm, lifted, p));
+  const double lifted = combine_totals(norm.combining, totals, count);
+  if (threadIdx.x == 0) store_norm(results, finish(norm, lifted));
 }
 
 template <class Table, class F>
@@ -132,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, kPolicy.blocks_per_sm)
 }
 
 // Both in one cooperative launch, for what fits on the chip: what was read once is written once.
-template <Norm norm, class Table>
+template <class N, class Table>
 __global__ void __launch_bounds__(kThreads, 1)
     clip_on_chip_kernel(const __grid_constant__ Table table, Demand demand, double* totals, Results results) {
   const Share share = share_of(table, blockIdx.x, gridDim.x);
@@ -142,19 +141,19 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   Cursor<Table> ahead(table, share), cursor(table, share);
   load(ahead, kept);
-  double lifted = lift<norm>(cursor, kept);
+  double lifted = lift<N>(cursor, kept);
   for (int k = kInRegisters; k < tiles; k += kUnroll) {
     load(ahead, group);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
       if (k + u < tiles) shared[(k + u - kInRegisters) * kThreads] = group[u];
-    lifted = combine(norm, lifted, lift<norm>(cursor, group));
+    lifted = combine(N::kCombining, lifted, lift<N>(cursor, group));
   }
   for (int s = share.first; s <= share.last; ++s)
     for_stretch(table, share, s,
-                [&](const auto& parts) { lifted = combine(norm, lifted, read_edge<norm>(parts, 0.0)); });
+                [&](const auto& parts) { lifted = combine(N::kCombining, lifted, read_edge<N>(parts, 0.0)); });
 
-  lifted = block_reduce(norm, lifted);
+  lifted = block_reduce(N::kCombining, lifted);
   if (threadIdx.x == 0) totals[blockIdx.x] = lifted;
   cooperative_groups::this_grid().sync();
   const double coef = settle(demand, totals, int(gridDim.x), results);

@@ -13,18 +13,28 @@
 namespace fusedclip::cuda {
 
 // Padding a batch with zeros changes nothing.
-template <Norm norm>
-constexpr bool kZeroIsNeutral = norm != Norm::kPower && norm != Norm::kMin;
+template <class N>
+constexpr bool kZeroIsNeutral = !N::kInDouble && N::kCombining != Combining::kMin;
 
-template <Norm norm, class A>
+// For the functors of norms.h.
+struct Math {
+  template <class A>
+  __device__ static A abs(A x) {
+    return fabs(x);
+  }
+  // 0, inf and NaN come out as pow's.
+  __device__ static double pow(double magnitude, double p) { return exp2(p * log2(magnitude)); }
+};
+
+template <class N, class A>
 __device__ inline A lift_one(A x, double p) {
-  if constexpr (norm == Norm::kZero) return A(x != 0);
-  if constexpr (norm == Norm::kTwo) return x * x;
-  if constexpr (norm == Norm::kPower) return A(exp2(p * log2(fabs(double(x)))));  // 0, inf and NaN come out as pow's
-  return fabs(x);
+  if constexpr (N::kInDouble)
+    return N::template lift<Math>(x, p);
+  else
+    return N::template lift<Math>(x);
 }
 
-template <Norm norm, class A, class T, int packs>
+template <class N, class A, class T, int packs>
 __device__ inline A sum(const Pack (&batch)[packs], double p) {
   constexpr int count = sizeof(A) == 8 ? 2 : 4;  // shorter chains of dependent additions, within 64 registers
   A lanes[count] = {};
@@ -32,7 +42,7 @@ __device__ inline A sum(const Pack (&batch)[packs], double p) {
   for (int u = 0; u < packs; ++u) {
     const auto x = bit_cast<Elements<T>>(batch[u]);
 #pragma unroll
-    for (int e = 0; e < kPerPack<T>; ++e) lanes[(u * kPerPack<T> + e) % count] += lift_one<norm>(A(widen(x.of[e])), p);
+    for (int e = 0; e < kPerPack<T>; ++e) lanes[(u * kPerPack<T> + e) % count] += lift_one<N>(A(widen(x.of[e])), p);
   }
   return count == 2 ? lanes[0] + lanes[1] : (lanes[0] + lanes[1]) + (lanes[count - 2] + lanes[count - 1]);
 }
@@ -43,18 +53,22 @@ __device__ inline bool all_zero(const Pack (&batch)[packs]) {
   uint32_t bits = 0;
 #pragma unroll
   for (int u = 0; u < packs; ++u) bits |= batch[u].x | batch[u].y | batch[u].z | batch[u].w;
-  return (bits & (sizeof(T) == 2 ? 0x7fff7fffu : 0x7fffffffu)) == 0;
+  constexpr uint32_t ones = ~0u / std::make_unsigned_t<Bits<T>>(~Bits<T>{0});  // 1 in each element's place of a word
+  return (bits & ones * kMagnitude<T>) == 0;
 }
 
-template <Norm norm, class T, int packs>
+template <class N, class T, int packs>
 __device__ inline double trusted_sum(const Pack (&batch)[packs], double p) {
-  if constexpr (norm == Norm::kPower || sizeof(T) == 8) return sum<norm, double, T>(batch, p);
-  const float fast = sum<norm, float, T>(batch, p);
-  if (norm == Norm::kZero || is_trusted(fast)) return fast;
-  return all_zero<T>(batch) ? 0.0 : sum<norm, double, T>(batch, p);
+  if constexpr (N::kInDouble || std::is_same_v<Wide<T>, double>) {
+    return sum<N, double, T>(batch, p);
+  } else {
+    const float fast = sum<N, float, T>(batch, p);
+    if (N::kCounts || is_trusted(fast)) return fast;
+    return all_zero<T>(batch) ? 0.0 : sum<N, double, T>(batch, p);
+  }
 }
 
-template <Norm norm, class T, int packs>
+template <class N, class T, int packs>
 __device__ inline double extreme(const Pack (&batch)[packs]) {
   Bits<T> most = 0, least = kMagnitude<T>;
 #pragma unroll
@@ -67,15 +81,15 @@ __device__ inline double extreme(const Pack (&batch)[packs]) {
       least = magnitude < least ? magnitude : least;
     }
   }
-  return extreme<T>(norm, most, least);
+  return extreme<T>(N::kCombining, most, least);
 }
 
-template <Norm norm, class T, int packs>
+template <class N, class T, int packs>
 __device__ inline double lift(const Pack (&batch)[packs], double p) {
-  if constexpr (norm == Norm::kMax || norm == Norm::kMin)
-    return extreme<norm, T>(batch);
+  if constexpr (N::kCombining == Combining::kSum)
+    return trusted_sum<N, T>(batch, p);
   else
-    return trusted_sum<norm, T>(batch, p);
+    return extreme<N, T>(batch);
 }
 
 }  // namespace fusedclip::cuda

@@ -63,15 +63,16 @@ __device__ inline void load(Cursor<Table>& cursor, Pack (&group)[packs]) {
   }
 }
 
-template <Norm norm, class Table, int packs>
+template <class N, class Table, int packs>
 __device__ inline double lift(Cursor<Table>& cursor, const Pack (&group)[packs]) {
-  double lifted = identity(norm);
+  double lifted = identity(N::kCombining);
 #pragma unroll
   for (int u = 0; u < packs; ++u) {
     const Place place = cursor.next();
     if (!place.taken) continue;
     const Pack one[] = {group[u]};
-    lifted = combine(norm, lifted, with_dtype(place.dtype, [&](auto t) { return lift<norm, decltype(t)>(one, 0.0); }));
+    lifted =
+        combine(N::kCombining, lifted, with_dtype(place.dtype, [&](auto t) { return lift<N, decltype(t)>(one, 0.0); }));
   }
   return lifted;
 }

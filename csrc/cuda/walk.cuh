@@ -7,24 +7,24 @@
 namespace fusedclip::cuda {
 
 // The lifted value of the single elements that this thread takes care of.
-template <Norm norm, class T>
+template <class N, class T>
 __device__ inline double read_edge(const Split<T>& s, double p) {
   const T* const edge = edge_of(s);
-  return edge ? lift_one<norm>(double(widen(*edge)), p) : identity(norm);
+  return edge ? lift_one<N>(double(widen(*edge)), p) : identity(N::kCombining);
 }
 
 // The lifted value of what this thread reads of a stretch.
-template <Norm norm, class T>
+template <class N, class T>
 __device__ inline double read(const Split<T>& s, double p) {
-  constexpr int unroll = kZeroIsNeutral<norm> ? kUnroll : 1;
-  double lifted = read_edge<norm>(s, p);
+  constexpr int unroll = kZeroIsNeutral<N> ? kUnroll : 1;
+  double lifted = read_edge<N>(s, p);
   for (int64_t i = threadIdx.x; i < s.count; i += unroll * kThreads) {
     const Pack* const here = s.packs + i;
     const int64_t left = s.count - i;
     Pack batch[unroll];
 #pragma unroll
     for (int u = 0; u < unroll; ++u) batch[u] = u == 0 || u * kThreads < left ? here[u * kThreads] : Pack{};
-    lifted = combine(norm, lifted, lift<norm, T>(batch, p));
+    lifted = combine(N::kCombining, lifted, lift<N, T>(batch, p));
   }
   return lifted;
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from ..dtypes import FLOATING
+from ..dtypes import unknown
 from ..gradients import Batch
 from ..norms import Clipped, ClipRule
 from .base import Backend, Written
@@ -30,8 +30,7 @@ class Cpu(Backend):
     def refuses(self, device: torch.device, dtypes: Set[torch.dtype]) -> str | None:
         if device.type != "cpu":
             return f"it serves the CPU, not {device.type}"
-        unknown = dtypes - FLOATING
-        return f"it does not know {', '.join(sorted(map(str, unknown)))}" if unknown else None
+        return unknown(dtypes)
 
     def lift(self, batch: Batch, p: float) -> Tensor:
         out = torch.empty(len(batch.tensors), dtype=torch.float64, device="cpu")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from ..dtypes import FLOATING
+from ..dtypes import unknown
 from ..gradients import Batch
-from ..norms import Clipped, ClipRule
+from ..norms import Clipped, ClipRule, counts_tensors, follow
 from .base import Backend, Written
 
 _C = _extension.C
@@ -34,16 +34,13 @@ class Cuda(Backend):
             return f"it serves NVIDIA GPUs, not {device.type}"
         if torch.version.hip is not None:
             return "this torch is for ROCm"
-        unknown = dtypes - FLOATING
-        if unknown:
-            return f"it does not know {', '.join(sorted(map(str, unknown)))}"
         capability = torch.cuda.get_device_capability(device)
         if not runs_on(_C.cuda_architectures, capability):
             return (
                 f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and the "
                 f"extension was built for {_C.cuda_architectures} (FUSEDCLIP_CUDA_ARCHS chooses)"
             )
-        return None
+        return unknown(dtypes)
 
     def lift(self, batch: Batch, p: float) -> Tensor:
         out = torch.empty(len(batch.tensors), dtype=torch.float64, device=batch.device)
@@ -59,7 +56,7 @@ class Cuda(Backend):
         return True
 
     def fuses(self, p: float) -> bool:
-        return p != 0  # counts tensors: each one's value is needed
+        return not counts_tensors(p)  # each one's value is needed
 
     def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
         norm = torch.empty((), dtype=dtype, device=batch.device)
@@ -104,7 +101,7 @@ def _on_device(number: float | Tensor | None, batch: Batch) -> Tensor | None:
     """One fp64 number beside the gradients, if it is a tensor."""
     if not isinstance(number, Tensor):
         return None
-    return number.to(batch.device, torch.float64, non_blocking=True)
+    return follow(number, batch.device).double()
 
 
 def runs_on(built: str, capability: tuple[int, int]) -> bool:

@@ -1,13 +1,13 @@
 """The specification: what every engine computes, in plain torch, on any device. Slow, and meant to be read first."""
 
-import math
 from collections.abc import Set
 
 import torch
 from torch import Tensor
 
 from ..gradients import Batch, store
-from ..norms import identity
+from ..norms import fold, identity
+from ..norms import lift as lift_elements
 from .base import Backend, Written
 
 
@@ -50,13 +50,6 @@ class Reference(Backend):
 
 def lifted(tensor: Tensor, p: float) -> Tensor:
     """|x|^p summed over all elements x, fp64, 0-d; the identity of the sum, max or min if there are none."""
-    x = tensor.double().abs()
-    if not x.numel():
-        return x.new_tensor(identity(p))
-    if p == math.inf:
-        return x.amax()
-    if p == -math.inf:
-        return x.amin()
-    if p == 0:
-        return (x != 0).sum(dtype=torch.float64)
-    return x.pow(p).sum()
+    if not tensor.numel():
+        return torch.full((), identity(p), dtype=torch.float64, device=tensor.device)
+    return fold(lift_elements(tensor, p), p)

@@ -26,10 +26,10 @@ from ..arguments import (
     peers_of,
 )
 from ..gradients import Gradients, gather, shares_memory
-from ..norms import Clipped, ClipRule
+from ..norms import Clipped, ClipRule, follow
 from ..scopes import Scope, measure_scopes, scale_scopes_, scope_result
 from ..torch_internals import outside_graphs, refuse_tracing
-from .skip import combine_flags, follow, prepare_momentum, refuse_unmade_momentum
+from .skip import combine_flags, prepare_momentum, refuse_unmade_momentum
 from .stand_in import StandIn, is_inner_step, takes_grad_scale
 
 Hooked = tuple[tuple[Any, ...], dict[str, Any]]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..norms import follow
 from .stand_in import StandIn
 
 
@@ -24,11 +25,6 @@ def combine_flags(flags: list[Tensor]) -> Tensor:
     for other in others:
         found = torch.maximum(found, follow(other, found.device))
     return found.clamp(max=1) if others else found
-
-
-def follow(scalar: Tensor, device: torch.device) -> Tensor:
-    """The scalar on this device, without waiting unless that is the host, which would read memory yet to be filled."""
-    return scalar.to(device, non_blocking=device.type != "cpu")
 
 
 def prepare_momentum(optimizer: torch.optim.SGD, stand_in: StandIn | None) -> None:

@@ -1,8 +1,8 @@
 // Runs the CUDA engine on the host and holds it against the oracle: `driver`, or `driver quick` for a smaller set.
 #include <cstring>
 
-#include "cuda/table.h"
-#include "lists.h"
+#include "calls.h"
+#include "refusals.h"
 
 using namespace fusedclip;
 using cuda::Form;
@@ -10,42 +10,6 @@ using cuda::Form;
 namespace {
 
 bool quick = false;
-
-struct Outcome {
-  double norm, coef;
-};
-
-std::vector<double> scratch_for(const cuda::Work& work) {
-  return std::vector<double>(cuda::scratch_doubles(work), NAN);
-}
-
-Outcome clip(List& list, double p, const cuda::Limits& limits, Form form) {
-  const auto segments = list.segments();
-  const cuda::Work work{segments, 0, nullptr};
-  auto scratch = scratch_for(work);
-  Outcome outcome{};
-  cuda::clip(work, p, limits, scratch.data(), {&outcome.norm, true, &outcome.coef}, form);
-  return outcome;
-}
-
-cuda::Limits at_most(double max_norm, bool zero = false) { return {{max_norm, 1e-6, zero}, nullptr, nullptr}; }
-
-std::vector<double> lift(const List& list, double p) {
-  const auto segments = list.segments();
-  const cuda::Work work{segments, 0, nullptr};
-  auto scratch = scratch_for(work);
-  std::vector<double> out(segments.size(), -1);
-  cuda::lift(work, p, scratch.data(), out.data());
-  return out;
-}
-
-void check_scaled(const List& list, const std::vector<std::vector<double>>& before, double coef) {
-  for (size_t s = 0; s < before.size(); ++s)
-    for (size_t i = 0; i < before[s].size(); ++i) {
-      const double wanted = coef == 1 ? before[s][i] : list.tensors[s].product(before[s][i], coef);
-      CHECK(close(list.tensors[s].get(i), wanted, 0));
-    }
-}
 
 void lifted_values() {
   const List list = mixed(1, quick ? 1 : 3);
@@ -313,43 +277,6 @@ void shares_of_huge_segments() {
     CHECK(slot == blocks + 7 && cuda::slot_begin(*table, 8, blocks) == slot);
     for (int s = 0; s < 8; ++s) CHECK(seen[s] == counts[s]);
   }
-}
-
-void failing_calls_say_what_and_why() {
-  shim::machine.status = cudaErrorLaunchFailure;
-  for (const char* call : {"cudaLaunchKernelEx", "cudaGetDevice"}) {
-    shim::machine.failing_call = call;
-    List list = mixed(12);
-    std::string message;
-    try {
-      clip(list, 2, at_most(1), Form::kTwoLaunches);
-    } catch (const std::runtime_error& error) {
-      message = error.what();
-    }
-    CHECK(message == (std::strcmp(call, "cudaGetDevice") == 0 ? "cudaGetDevice: unspecified launch failure"
-                                                              : "read_kernel: unspecified launch failure"));
-  }
-  shim::machine.status = cudaErrorInsufficientDriver;
-  shim::machine.failing_call = "cudaGetDeviceCount";
-  CHECK(cuda::missing() ==
-        "cudaGetDeviceCount: CUDA driver version is insufficient for CUDA runtime version "
-        "(the driver knows CUDA 12.4, this was built with 13.0)");
-  shim::machine.failing_call = "";
-  CHECK(cuda::missing().empty());
-}
-
-void a_dtype_that_is_not_known_is_not_launched() {
-  float element = 1;
-  const std::vector<Segment> segments = {{&element, 1, DType(17)}};
-  const cuda::Work work{segments, 0, nullptr};
-  const double coef = 0.5;
-  bool refused = false;
-  try {
-    cuda::scale(work, &coef, 0, false);
-  } catch (const std::invalid_argument&) {
-    refused = true;
-  }
-  CHECK(refused && element == 1);
 }
 
 struct Test {

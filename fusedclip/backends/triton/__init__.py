@@ -15,9 +15,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ...dtypes import FLOATING
+from ...dtypes import unknown
 from ...gradients import Batch
-from ...norms import Clipped, ClipRule
+from ...norms import Clipped, ClipRule, counts_tensors
 from ..base import Backend, Written
 
 OLDEST = (3, 6)  # that the kernels are compiled with in the tests
@@ -45,8 +45,7 @@ class Triton(Backend):
                 return "TRITON_INTERPRET=1 was set after Triton had been imported; set it before Python starts"
         elif device.type not in DEVICES:
             return f"it serves GPUs, not {device.type}"
-        unknown = dtypes - FLOATING
-        return f"it does not know {', '.join(sorted(map(str, unknown)))}" if unknown else None
+        return unknown(dtypes)
 
     def volunteers(self, device: torch.device) -> bool:
         return device.type != "cpu"
@@ -63,7 +62,7 @@ class Triton(Backend):
         return True
 
     def fuses(self, p: float) -> bool:
-        return p != 0  # counts tensors: each one's value is needed
+        return not counts_tensors(p)  # each one's value is needed
 
     def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
         return _launch().norm(batch, p, dtype)  # type: ignore[no-any-return]

@@ -8,8 +8,9 @@ the same order. No atomics, and the same bits each time.
 import triton
 import triton.language as tl
 
-from .elements import CLAMP, SCALE, combine, finish, scalar_identity, settle
-from .tiles import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, gather, lift_tile, locate, write_any
+from .elements import CLAMP, SCALE
+from .norms import combine, finish, scalar_identity, settle
+from .tiles import gather, lift_any, locate, write_any
 
 
 @triton.jit(do_not_specialize=["segments", "tiles"])
@@ -20,7 +21,7 @@ def read_kernel(
     segments,
     tiles,
     NORM: tl.constexpr,
-    DTYPES: tl.constexpr,  # those that occur: branches of the others are not compiled
+    DTYPES: tl.constexpr,
     PER_TILE: tl.constexpr,
     TILE_BYTES: tl.constexpr,
     STEP_BYTES: tl.constexpr,
@@ -29,19 +30,7 @@ def read_kernel(
     total = scalar_identity(NORM)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         _, index, address, count, dtype = locate(table, segments, tile)
-        lifted = scalar_identity(NORM)
-        if FLOAT32 & DTYPES:
-            if dtype == FLOAT32:
-                lifted = lift_tile(address, count, index, p, tl.float32, NORM, DTYPES, TILE_BYTES, STEP_BYTES)
-        if FLOAT64 & DTYPES:
-            if dtype == FLOAT64:
-                lifted = lift_tile(address, count, index, p, tl.float64, NORM, DTYPES, TILE_BYTES, STEP_BYTES)
-        if BFLOAT16 & DTYPES:
-            if dtype == BFLOAT16:
-                lifted = lift_tile(address, count, index, p, tl.bfloat16, NORM, DTYPES, TILE_BYTES, STEP_BYTES)
-        if FLOAT16 & DTYPES:
-            if dtype == FLOAT16:
-                lifted = lift_tile(address, count, index, p, tl.float16, NORM, DTYPES, TILE_BYTES, STEP_BYTES)
+        lifted = lift_any(address, count, index, dtype, p, NORM, DTYPES, TILE_BYTES, STEP_BYTES)
         if PER_TILE:
             tl.store(partials + tile, lifted)
         else:
@@ -85,13 +74,7 @@ def scale_kernel(
 
 @triton.jit(do_not_specialize=["segments", "tiles"])
 def clamp_kernel(
-    table,
-    bound: tl.float64,
-    segments,
-    tiles,
-    DTYPES: tl.constexpr,
-    TILE_BYTES: tl.constexpr,
-    STEP_BYTES: tl.constexpr,
+    table, bound: tl.float64, segments, tiles, DTYPES: tl.constexpr, TILE_BYTES: tl.constexpr, STEP_BYTES: tl.constexpr
 ):
     bound = tl.full([], 0, tl.float64) + bound
     for i in range(tl.program_id(0), tiles, tl.num_programs(0)):

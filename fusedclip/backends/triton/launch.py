@@ -9,18 +9,10 @@ import torch
 from torch import Tensor
 
 from ...gradients import Batch
-from ...norms import Clipped, ClipRule
-from . import elements, kernels
+from ...norms import Clipped, ClipRule, follow
+from . import kernels
+from .norms import number_of
 from .tables import Table, table_for
-
-_POWER: int = elements.POWER.value
-_NORMS: dict[float, int] = {
-    0.0: elements.ZERO.value,
-    1.0: elements.ONE.value,
-    2.0: elements.TWO.value,
-    math.inf: elements.MAX.value,
-    -math.inf: elements.MIN.value,
-}
 
 
 def lift(batch: Batch, p: float) -> Tensor:
@@ -30,7 +22,7 @@ def lift(batch: Batch, p: float) -> Tensor:
         out = _empty(batch, table.plan.segments)
         _read(table, partials, p, per_tile=True)
         plan = table.plan
-        norm = _norm_code(p)
+        norm = number_of(p)
         launch(
             kernels.per_tensor_kernel,
             plan.segments,
@@ -50,13 +42,13 @@ def norm(batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
         table = table_for(batch)
         out = torch.empty((), dtype=dtype, device=batch.device)
         _read(table, table.partials, p, per_tile=False)
-        launch(kernels.norm_kernel, 1, table, table.partials, out, p, table.programs, NORM=_norm_code(p))
+        launch(kernels.norm_kernel, 1, table, table.partials, out, p, table.programs, NORM=number_of(p))
     return out
 
 
 def clip_(batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, multiplier: Tensor | None) -> Clipped:
     limit = rule.max_norm
-    on_device = None if isinstance(limit, float) else limit.to(batch.device, non_blocking=True)
+    on_device = None if isinstance(limit, float) else follow(limit, batch.device)
     with on(batch.device):
         table = table_for(batch)
         clipped = Clipped(torch.empty((), dtype=dtype, device=batch.device), _empty(batch))
@@ -77,7 +69,7 @@ def clip_(batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, multiplier
             0 if table.overlaps else table.plan.tiles,
             table.programs,
             EPS=rule.eps,
-            NORM=_norm_code(p),
+            NORM=number_of(p),
             ZEROS=rule.zero_nonfinite,
             **table.shape,
         )
@@ -135,7 +127,7 @@ def _read(table: Table, partials: Tensor, p: float, *, per_tile: bool) -> None:
         p,
         plan.segments,
         plan.tiles,
-        NORM=_norm_code(p),
+        NORM=number_of(p),
         PER_TILE=per_tile,
         **table.shape,
     )
@@ -153,10 +145,6 @@ def on(device: torch.device) -> AbstractContextManager[object]:
     module = torch.get_device_module(device)
     guard: AbstractContextManager[object] = module.device(device)
     return nullcontext() if module.current_device() == device.index else guard
-
-
-def _norm_code(p: float) -> int:
-    return _NORMS.get(p, _POWER)
 
 
 def _empty(batch: Batch, *size: int) -> Tensor:

@@ -1,7 +1,7 @@
 """What the kernels are told about a list of tensors: one int64 array on the device.
 
     [S]    address
-    [S]    element count << 4 | dtype
+    [S]    element count << DTYPE_BITS | dtype
     [T]    segment << 32 | which of that segment's tiles
     [S+1]  the first tile of each segment, and T
 
@@ -24,12 +24,6 @@ from ...gradients import Batch
 from . import tiles
 from .tuning import Tuning, forced, programs_for, tuning_for
 
-CODES = {
-    torch.float32: tiles.FLOAT32.value,
-    torch.float64: tiles.FLOAT64.value,
-    torch.bfloat16: tiles.BFLOAT16.value,
-    torch.float16: tiles.FLOAT16.value,
-}
 PINS_IN_CAPTURE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 CACHED = 64  # tables per thread, plans per process; a training loop needs one of each per list that it clips
 
@@ -41,7 +35,7 @@ class Plan:
 
     def __init__(self, counts: tuple[int, ...], dtypes: tuple[torch.dtype, ...], tile_bytes: int) -> None:
         count = _integers(counts)
-        code = _integers([CODES[dtype] for dtype in dtypes])
+        code = _integers([tiles.CODES[dtype] for dtype in dtypes])
         per_tile = _integers([tile_bytes // dtype.itemsize for dtype in dtypes])
         tiles_of = (count + per_tile - 1) // per_tile
         first = torch.cat([_integers([0]), tiles_of.cumsum(0)])
@@ -50,7 +44,7 @@ class Plan:
         self.segments = len(counts)
         self.sizes = [n * dtype.itemsize for n, dtype in zip(counts, dtypes, strict=True)]  # bytes
         self.tiles = len(segment)
-        self.dtypes = sum({CODES[dtype] for dtype in dtypes})
+        self.dtypes = sum({tiles.CODES[dtype] for dtype in dtypes})
         self.rows = torch.cat([count << tiles.DTYPE_BITS.value | code, segment << 32 | index, first])
 
 

@@ -5,14 +5,25 @@ belongs to its first tile. So whole steps of STEP_BYTES are loaded and stored 16
 wherever the segment lies, and only its ends are masked.
 """
 
+import torch
 import triton
 import triton.language as tl
 
-from .elements import MAX, ONE, POWER, TWO, ZERO, apply, combine, identity, is_trusted, lift, reduce
+from ...dtypes import LIST, name_of
+from .elements import apply
+from .norms import MAX, combine, fact, identity, is_trusted, lift, reduce, scalar_identity
 
-FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = (tl.constexpr(1 << bit) for bit in range(4))  # dtypes, a bit each
-DTYPE_BITS, DTYPE_MASK = tl.constexpr(4), tl.constexpr(15)
+# Dtypes: a bit each, in the order of the list. Kernels are told those that occur and have no branches for the others.
+CODES = {dtype: 1 << place for place, dtype in enumerate(LIST)}
+TYPES = tl.constexpr(tuple(getattr(tl, name_of(dtype)) for dtype in LIST))
+DTYPES_KNOWN, FLOAT64 = tl.constexpr(len(LIST)), tl.constexpr(CODES[torch.float64])
+DTYPE_BITS, DTYPE_MASK = tl.constexpr(len(LIST)), tl.constexpr((1 << len(LIST)) - 1)
 BLOCK = tl.constexpr(1024)  # elements per masked load: 8 fp64 accumulators per thread of 4 warps
+
+
+@triton.constexpr_function
+def type_at(place):
+    return TYPES.value[place]
 
 
 @triton.jit
@@ -78,22 +89,43 @@ def lift_tile(
     """Its lifted value, fp64. Summed in fp32 first, unless there are fp64 gradients and so an fp64 norm."""
     x = address.to(tl.pointer_type(T))
     begin, start, steps, tail, end = cut(address, count, index, T, TILE_BYTES, STEP_BYTES)
-    A: tl.constexpr = tl.float64 if FLOAT64 & DTYPES and NORM != ZERO else tl.float32
+    COUNTS: tl.constexpr = fact(NORM, "counts")
+    A: tl.constexpr = tl.float64 if FLOAT64 & DTYPES and not COUNTS else tl.float32
     STEP: tl.constexpr = STEP_BYTES * 8 // T.primitive_bitwidth
     # Accumulators take no more registers than a step's loads. Half of that for counts, whose comparisons take many.
-    MOST: tl.constexpr = STEP_BYTES * (4 if NORM == ZERO else 8) // A.primitive_bitwidth
+    MOST: tl.constexpr = STEP_BYTES * (4 if COUNTS else 8) // A.primitive_bitwidth
     LANES: tl.constexpr = STEP if STEP < MOST else MOST
-    if NORM == POWER:  # bound by arithmetic, not by memory
+    if fact(NORM, "in_double"):  # bound by arithmetic, not by memory
         lifted = lift_ends(x, begin, end, end, end, p, NORM, tl.float64)
     else:
         lifted = lift_steps(tl.multiple_of(x + start, 16), steps, NORM, A, STEP, LANES)
         if (begin < start) | (tail < end):
             lifted = combine(lifted, lift_ends(x, begin, start, tail, end, p, NORM, A), NORM)
-        if (NORM == ONE or NORM == TWO) and A == tl.float32:
+        if fact(NORM, "combining") == "sum" and not COUNTS and A == tl.float32:
             if not is_trusted(lifted):
                 # Zeros are common in embedding gradients and must not pay for fp64; this read comes from the cache.
                 if lift_ends(x, begin, end, end, end, p, MAX, A) != 0:
                     lifted = lift_ends(x, begin, end, end, end, p, NORM, tl.float64)
+    return lifted
+
+
+@triton.jit
+def lift_any(
+    address,
+    count,
+    index,
+    dtype,
+    p,
+    NORM: tl.constexpr,
+    DTYPES: tl.constexpr,
+    TILE_BYTES: tl.constexpr,
+    STEP_BYTES: tl.constexpr,
+):
+    lifted = scalar_identity(NORM)
+    for place in tl.static_range(DTYPES_KNOWN):
+        if (1 << place) & DTYPES:
+            if dtype == (1 << place):
+                lifted = lift_tile(address, count, index, p, type_at(place), NORM, DTYPES, TILE_BYTES, STEP_BYTES)
     return lifted
 
 
@@ -150,15 +182,7 @@ def write_any(
     TILE_BYTES: tl.constexpr,
     STEP_BYTES: tl.constexpr,
 ):
-    if FLOAT32 & DTYPES:
-        if dtype == FLOAT32:
-            write_tile(address, count, index, operand, tl.float32, OP, ZEROS, TILE_BYTES, STEP_BYTES)
-    if FLOAT64 & DTYPES:
-        if dtype == FLOAT64:
-            write_tile(address, count, index, operand, tl.float64, OP, ZEROS, TILE_BYTES, STEP_BYTES)
-    if BFLOAT16 & DTYPES:
-        if dtype == BFLOAT16:
-            write_tile(address, count, index, operand, tl.bfloat16, OP, ZEROS, TILE_BYTES, STEP_BYTES)
-    if FLOAT16 & DTYPES:
-        if dtype == FLOAT16:
-            write_tile(address, count, index, operand, tl.float16, OP, ZEROS, TILE_BYTES, STEP_BYTES)
+    for place in tl.static_range(DTYPES_KNOWN):
+        if (1 << place) & DTYPES:
+            if dtype == (1 << place):
+                write_tile(address, count, index, operand, type_at(place), OP, ZEROS, TILE_BYTES, STEP_BYTES)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ...dtypes import FLOATING
+from ...dtypes import FLOATING, name_of
 
 # With these, and steps of 64 KiB at most, an fp32 accumulator takes 33 additions in a tile. Those and the 7 that add
 # eight accumulators to one round 39 times: 39 * 2^-24 = 2.4e-6 of a sum at most, half of that for a 2-norm.
@@ -123,10 +123,6 @@ def architecture_of(device: torch.device) -> str:
         name: str = torch.cuda.get_device_properties(device).gcnArchName
         return name.partition(":")[0]  # "gfx942:sramecc+:xnack-"
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @cache
