@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, SupportsFloat
+from typing import Literal, SupportsFloat
 
 from torch import Tensor
 
 from . import norms, passes
 from .arguments import (
+    Elsewhere,
+    Group,
     Limit,
     Tensors,
     as_list,
@@ -20,15 +22,13 @@ from .arguments import (
     check_total_norm,
     explain_no_gradients,
     parameter_list,
+    peers_of,
     refuse_repeated,
 )
 from .gradients import Gradients, gather
 from .norms import ClipRule, constant_rule
 from .scopes import Scope, measure_scopes, scale_scopes_, scope_result
 from .torch_internals import is_tracing, modes, outside_graphs, refuse_tracing
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 _POLICIES = ("propagate", "zero")
 _MEASURE = ClipRule(math.inf)
@@ -43,7 +43,8 @@ def clip_grad_norm_(
     foreach: bool | None = None,
     *,
     on_nonfinite: Literal["propagate", "zero"] = "propagate",
-    group: "ProcessGroup | None" = None,
+    group: Group | None = None,
+    counted_elsewhere: Elsewhere | None = None,
     grad_attr: str = "grad",
 ) -> Tensor:
     """Scale the gradients so that their norm, taken together, is at most `max_norm`. In place; nothing is written
@@ -58,7 +59,9 @@ def clip_grad_norm_(
     Args:
         parameters: tensors whose gradients are clipped (or one tensor). Those without a gradient are skipped; a
             gradient listed twice counts once. Gradients: fp32, fp64, bf16, fp16 or complex, mixed as you like; any
-            shape; strided or sparse COO; on any device, on several too.
+            shape; strided or sparse COO; on any device, on several too. DTensors (FSDP2, tensor parallelism) of any
+            meshes, alone or beside others: every rank must call, with the same parameters, and gets the norm of the
+            whole, from one all-reduce per set of ranks (docs/distributed.md).
         max_norm: at least 0, in the unit of the gradients. `inf` only measures. A 0-d tensor is taken as it is, without
             waiting for its device.
         norm_type: p of the p-norm: any number, inf and "inf" included; p = 0 and -inf as in torch.
@@ -67,9 +70,13 @@ def clip_grad_norm_(
         on_nonfinite: with a norm of NaN or inf, "propagate" does what the formula says (NaN everywhere; inf turns inf
             into NaN and the rest into 0), "zero" stores zeros, as it does for a `max_norm` of 0. Neither waits for the
             device.
-        group: a process group whose ranks hold different gradients of one model (pipeline stages, hand-made shards):
-            the norm is taken over all of them. Every rank must call, and none may raise on its way (a bad gradient on
-            one rank leaves the others waiting for it). One all-reduce of at most two numbers.
+        group: a process group, or several in a list, whose ranks hold different gradients of one model (pipeline
+            stages, hand-made shards, FSDP1): the norm is taken over all of them, one all-reduce of a few numbers each,
+            after those of DTensors. Gradients that all its ranks hold alike count once per rank, which is too often
+            (FSDP1's NO_SHARD: the norm is too large by the square root of the number of ranks). Every rank must call,
+            and none may raise on its way: a bad gradient on one rank leaves the others waiting for it.
+        counted_elsewhere: parameters (in a set or list, or a function that tells) whose gradients another rank of
+            `group` counts, say tied embeddings on two pipeline stages. They are scaled here.
         grad_attr: the attribute that holds the gradient, e.g. "main_grad".
 
     Returns:
@@ -88,11 +95,14 @@ def clip_grad_norm_(
         refuse_tracing()
     p, limit = check_norm_type(norm_type), check_max_norm(max_norm)
     zero = on_nonfinite is not _POLICIES[0] and check_on_nonfinite(on_nonfinite, _POLICIES) == "zero"
-    if group is not None:
-        check_group(group)
+    peers, groups = None, None
+    if group is not None or counted_elsewhere is not None:
+        groups = check_group(group, counted_elsewhere)
     items = parameter_list(parameters, grad_attr)
     rule = constant_rule(limit + 0.0, zero) if type(limit) is float else ClipRule(limit, zero)
-    return passes.clip_list_(items, grad_attr, p, rule, error_if_nonfinite, group)
+    if groups:
+        peers = peers_of(groups, counted_elsewhere, items)
+    return passes.clip_list_(items, grad_attr, p, rule, error_if_nonfinite, peers)
 
 
 @outside_graphs
@@ -102,7 +112,7 @@ def get_total_norm(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
     *,
-    group: "ProcessGroup | None" = None,
+    group: Group | None = None,
 ) -> Tensor:
     """The norm of tensors (gradients, not parameters) taken together. Reads each once and writes nothing.
 
@@ -111,10 +121,9 @@ def get_total_norm(
     if is_tracing() or modes._is_in_torch_dispatch_mode:
         refuse_tracing()
     p = check_norm_type(norm_type)
-    if group is not None:
-        check_group(group)
+    peers = None if group is None else peers_of(check_group(group), None, [])
     items = as_list(tensors, "tensors")
-    return passes.clip_list_(items, None, p, _MEASURE, error_if_nonfinite, group)
+    return passes.clip_list_(items, None, p, _MEASURE, error_if_nonfinite, peers)
 
 
 @outside_graphs
@@ -165,12 +174,13 @@ def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0)
     """The norm of each tensor by itself, from one read pass over all of them and without waiting for the device.
 
     Returns:
-        [T], one per tensor in the order given, fp32 (fp64 if any tensor is), on the first tensor's device.
+        [T], one per tensor in the order given, fp32 (fp64 if any tensor is), on the first tensor's device. Of DTensors
+        the norms of the whole tensors, after one all-reduce of as many numbers.
     """
     refuse_tracing()
     p = check_norm_type(norm_type)
     grads = gather(as_list(tensors, "tensors"), None, p=p)
-    return passes.spread(norms.finish(passes.lift_each(grads, p), p), grads)
+    return passes.as_result(passes.norm_of_each(grads, p)[1], grads)
 
 
 @outside_graphs
@@ -189,9 +199,9 @@ def clip_grad_norm_per_tensor_(
     refuse_tracing()
     p, limit = check_norm_type(norm_type), check_max_norm(max_norm)
     grads = _gather(parameters, grad_attr, p=p)
-    each = norms.finish(passes.lift_each(grads, p), p)
+    each, by_entry = passes.norm_of_each(grads, p)
     passes.scale_(grads, ClipRule(limit)(each))
-    return passes.spread(each, grads)
+    return passes.as_result(by_entry, grads)
 
 
 @outside_graphs
@@ -202,7 +212,8 @@ def clip_grad_norm_scopes_(
     error_if_nonfinite: bool = False,
     *,
     on_nonfinite: Literal["propagate", "zero"] = "propagate",
-    group: "ProcessGroup | None" = None,
+    group: Group | None = None,
+    counted_elsewhere: Elsewhere | None = None,
     grad_attr: str = "grad",
 ) -> dict[str, Tensor]:
     """Clip several sets of gradients, each to a limit for its own norm, in one read pass and one write pass.
@@ -221,7 +232,8 @@ def clip_grad_norm_scopes_(
         norm_type, grad_attr: as in `clip_grad_norm_`.
         error_if_nonfinite, on_nonfinite: as in `clip_grad_norm_`, of each scope by itself; if one norm is not finite,
             `error_if_nonfinite` has no scope written.
-        group: as in `clip_grad_norm_`; one all-reduce for all scopes, which every rank must name in the same order.
+        group, counted_elsewhere: as in `clip_grad_norm_`; all scopes share the all-reduces, and every rank must name
+            them in the same order.
 
     Returns:
         The norm of each scope before clipping, by its name: 0-d, fp32 (fp64 if any of its gradients is), on the first
@@ -233,13 +245,13 @@ def clip_grad_norm_scopes_(
     """
     refuse_tracing()
     p, zero = check_norm_type(norm_type), check_on_nonfinite(on_nonfinite, _POLICIES) == "zero"
-    check_group(group)
+    groups = check_group(group, counted_elsewhere)
     limits = check_scope_limits(scopes, max_norm)
     items: list[Tensor] = []
     named: list[Scope] = []
     for name, parameters in scopes.items():
         own = parameter_list(parameters, grad_attr)
-        named.append(Scope(range(len(items), len(items) + len(own)), ClipRule(limits[name], zero)))
+        named.append(Scope(range(len(items), len(items) + len(own)), ClipRule(limits[name], zero), str(name)))
         items += own
     if not named:
         return {}
@@ -247,7 +259,8 @@ def clip_grad_norm_scopes_(
     grads = gather(items, grad_attr, p=p)
     if not grads.reads:
         explain_no_gradients(items, grad_attr)
-    clipped = measure_scopes(grads, p, named, error_if_nonfinite=error_if_nonfinite, group=group)
+    peers = peers_of(groups, counted_elsewhere, items)
+    clipped = measure_scopes(grads, p, named, error_if_nonfinite=error_if_nonfinite, peers=peers)
     scale_scopes_(grads, named, [one.coef for one in clipped], zero=zero)
     results = [scope_result(one.norm, grads, scope) for one, scope in zip(clipped, named, strict=True)]
     return dict(zip(scopes, results, strict=True))

@@ -1,13 +1,15 @@
 """What gradients look like, from the read pass that measures their norm: the largest element, zeros, NaN and inf."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, SupportsFloat
+from typing import Literal, SupportsFloat
 
 import torch
 from torch import Tensor
 
 from . import norms, passes
 from .arguments import (
+    Elsewhere,
+    Group,
     Limit,
     Tensors,
     as_list,
@@ -17,13 +19,11 @@ from .arguments import (
     check_on_nonfinite,
     explain_no_gradients,
     parameter_list,
+    peers_of,
 )
 from .gradients import Gradients, gather
 from .norms import ClipRule
 from .torch_internals import outside_graphs, refuse_tracing
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 _MODULUS = 1.0  # gathered for this order, a complex element is one number: its modulus
 
@@ -47,9 +47,7 @@ class GradStats(Stats):
 
 
 @outside_graphs
-def get_grad_stats(
-    tensors: Tensors, norm_type: SupportsFloat | str = 2.0, *, group: "ProcessGroup | None" = None
-) -> GradStats:
+def get_grad_stats(tensors: Tensors, norm_type: SupportsFloat | str = 2.0, *, group: Group | None = None) -> GradStats:
     """Norm, sum and maximum of the magnitudes, and the number of zeros and of NaN and inf, of each tensor and of all
     together, from one read pass and without waiting for the device.
 
@@ -62,8 +60,8 @@ def get_grad_stats(
     Args:
         tensors: as of `get_total_norm`: gradients, not parameters.
         norm_type: the order of `norm`: 2, 1 or inf, which one read gives beside the rest.
-        group: `total` is taken over all ranks of this process group. Every rank must call; two all-reduces, of four
-            numbers and of one.
+        group: `total` is taken over all ranks of this process group (or of several), too: two all-reduces. Of DTensors
+            each entry is that of the whole tensor, after two all-reduces per set of ranks. Every rank must call.
 
     Returns:
         `GradStats`. A tensor listed twice has two entries and counts once in `total`.
@@ -75,10 +73,9 @@ def get_grad_stats(
     """
     refuse_tracing()
     p = _check_order(norm_type)
-    check_group(group)
+    peers = peers_of(check_group(group), None, [])
     grads = gather(as_list(tensors, "tensors"), None, p=_MODULUS)
-    lifted = passes.stats_each(grads)
-    return _finished(lifted, passes.total_stats(lifted, group), grads, p)
+    return _finished(*passes.stats_of(passes.stats_each(grads), grads, peers), grads, p)
 
 
 @outside_graphs
@@ -89,15 +86,16 @@ def clip_grad_norm_with_stats_(
     error_if_nonfinite: bool = False,
     *,
     on_nonfinite: Literal["propagate", "zero"] = "propagate",
-    group: "ProcessGroup | None" = None,
+    group: Group | None = None,
+    counted_elsewhere: Elsewhere | None = None,
     grad_attr: str = "grad",
 ) -> GradStats:
     """`clip_grad_norm_`, and `get_grad_stats` of the gradients before clipping, from the same read pass.
 
     Args:
-        parameters, max_norm, error_if_nonfinite, on_nonfinite, grad_attr: as of `clip_grad_norm_`.
+        parameters, max_norm, error_if_nonfinite, on_nonfinite, counted_elsewhere, grad_attr: as of `clip_grad_norm_`.
         norm_type: 2, 1 or inf.
-        group: as of `clip_grad_norm_`; two all-reduces, of four numbers and of one. `total` is that of all ranks.
+        group: as of `clip_grad_norm_`, and of `get_grad_stats`: `total` is that of all ranks.
 
     Returns:
         `GradStats`: its `total.norm` is what `clip_grad_norm_` returns. One entry per parameter in the order given, 0
@@ -109,19 +107,19 @@ def clip_grad_norm_with_stats_(
     refuse_tracing()
     p, limit = _check_order(norm_type), check_max_norm(max_norm)
     rule = ClipRule(limit, check_on_nonfinite(on_nonfinite, ("propagate", "zero")) == "zero")
-    check_group(group)
+    groups = check_group(group, counted_elsewhere)
     items = parameter_list(parameters, grad_attr)
+    peers = peers_of(groups, counted_elsewhere, items)
     grads = gather(items, grad_attr, p=_MODULUS)
     if not grads.reads:
         explain_no_gradients(items, grad_attr)
-    lifted = passes.stats_each(grads)
-    total = passes.total_stats(lifted, group)
-    row = norms.ROWS[p]
+    lifted, row = passes.stats_each(grads), norms.ROWS[p]
+    by_entry, total = passes.stats_of(lifted, grads, peers)
     norm = norms.finish(total[row], p)
     if error_if_nonfinite:
         passes.raise_if_nonfinite(norm, lifted[row], grads, p)
     passes.scale_(grads, norms.clipped(norm, p, rule).coef, zero=rule.zero_nonfinite)
-    return _finished(lifted, total, grads, p)
+    return _finished(by_entry, total, grads, p)
 
 
 def _check_order(norm_type: SupportsFloat | str) -> float:
@@ -134,10 +132,11 @@ def _check_order(norm_type: SupportsFloat | str) -> float:
     return p
 
 
-def _finished(lifted: Tensor, total: Tensor, grads: Gradients, p: float) -> GradStats:
-    """Lifted statistics, [5, U] and [5], as what the caller is given."""
-    lifted = torch.cat([passes.of_entries(lifted, grads), total.unsqueeze(1)], 1)
+def _finished(by_entry: Tensor, total: Tensor, grads: Gradients, p: float) -> GradStats:
+    """Lifted statistics, [5, T] and [5], as what the caller is given."""
+    lifted = torch.cat([by_entry, total.unsqueeze(1)], 1)
     norm = norms.finish(lifted[norms.ROWS[p]], p)
     magnitudes = passes.as_result(torch.stack([norm, lifted[norms.MAGNITUDES], lifted[norms.LARGEST]]), grads)
-    rows = [*magnitudes, *lifted[norms.ZEROS : norms.NONFINITE + 1].long()]
+    counts = lifted[norms.ZEROS : norms.NONFINITE + 1].round().long()  # of replicas each rank counts a part
+    rows = [*magnitudes, *counts]
     return GradStats(*(row[:-1] for row in rows), total=Stats(*(row[-1] for row in rows)))

@@ -137,6 +137,7 @@ __global__ void __launch_bounds__(kThreads)
   slots += row * int64_t(slot_begin(table, table.size, blocks));
   const uint32_t end = slot_begin(table, s + 1, blocks);
   double lifted = identity(how);
+#pragma unroll 1
   for (uint32_t i = slot_begin(table, s, blocks) + lane; i < end; i += kWarp) lifted = combine(how, lifted, slots[i]);
   lifted = warp_reduce(how, lifted);
   if (lane == 0) out[row * out_row + table.place + s] = lifted;

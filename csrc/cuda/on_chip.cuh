@@ -30,7 +30,13 @@ class Kept {
   __device__ int tiles() const { return tiles_; }
   __device__ const Origin& origin(int k) const { return origins_[k]; }
   __device__ bool has(int k) const { return int(threadIdx.x) < origins_[k].packs; }
-  __device__ Pack* home(int k) const { return origins_[k].begin + threadIdx.x; }
+  __device__ Pack* home(int k) const {
+    Pack* const home = origins_[k].begin + threadIdx.x;
+#ifdef __CUDA_ARCH__
+    __builtin_assume(__isGlobal(home));  // an address out of shared memory could be of any kind
+#endif
+    return home;
+  }
   __device__ Pack& own(int k) const { return own_[int64_t(k) * kThreads]; }  // this thread's pack
 
   // Begins to fetch it, without a register to hold it meanwhile. Every tile counts, those behind the last one too.

@@ -42,7 +42,7 @@ struct Split {
   T* head;
   int heads;
   Pack* packs;
-  int64_t count;
+  int count;  // of a block's share: below 32 GB
   T* tail;
   int tails;
 };
@@ -54,13 +54,13 @@ __device__ inline Split<T> split(char* data, int64_t count) {
   if (heads > count) heads = int(count);
   T* const first = reinterpret_cast<T*>(data);
   T* const body = first + heads;
-  const int64_t packs = (count - heads) / kPerPack<T>;
+  const int packs = int((count - heads) / kPerPack<T>);
   return {first,
           heads,
           reinterpret_cast<Pack*>(body),
           packs,
-          body + packs * kPerPack<T>,
-          int(count - heads - packs * kPerPack<T>)};
+          body + int64_t(packs) * kPerPack<T>,
+          int((count - heads) & (kPerPack<T> - 1))};
 }
 
 // The single element that the t-th thread takes care of, the heads before the tails, or null.

@@ -20,11 +20,10 @@ template <class N, class T, class Team>
 __device__ inline double read(const Split<T>& s, double p, Team team, double lifted) {
   constexpr int unroll = kZeroIsNeutral<N> ? kUnroll : 1;
   lifted = combine(N::kCombining, lifted, read_edge<N>(s, p, team));
-  const int count = int(s.count);
 #pragma unroll 1
-  for (int i = team.thread; i < count; i += unroll * team.size) {
+  for (int i = team.thread; i < s.count; i += unroll * team.size) {
     const Pack* const here = s.packs + i;
-    const int left = count - i;
+    const int left = s.count - i;
     Pack batch[unroll];
 #pragma unroll
     for (int u = 0; u < unroll; ++u) batch[u] = u == 0 || u * team.size < left ? here[u * team.size] : Pack{};
@@ -115,11 +114,10 @@ __device__ inline bool same(Pack a, Pack b) { return a.x == b.x && a.y == b.y &&
 template <class T, class F, class Team>
 __device__ inline void rewrite(const Split<T>& s, const F& f, Team team) {
   constexpr int step = kWriteUnroll * Team::size;  // a power of two: counts are cut down to multiples of it
-  const int count = int(s.count);
 #pragma unroll 1
-  for (int i = ((count - 1) & -step) + team.thread; i >= 0; i -= step) {
+  for (int i = ((s.count - 1) & -step) + team.thread; i >= 0; i -= step) {
     Pack* const here = s.packs + i;
-    const int left = count - i;
+    const int left = s.count - i;
     Pack batch[kWriteUnroll];
 #pragma unroll
     for (int u = 0; u < kWriteUnroll; ++u)

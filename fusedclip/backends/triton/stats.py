@@ -106,9 +106,7 @@ def stats_tile(
 
 
 @triton.jit
-def stats_any(
-    address, count, index, dtype, DTYPES: tl.constexpr, TILE_BYTES: tl.constexpr, STEP_BYTES: tl.constexpr
-):
+def stats_any(address, count, index, dtype, DTYPES: tl.constexpr, TILE_BYTES: tl.constexpr, STEP_BYTES: tl.constexpr):
     stats = no_stats()
     for place in tl.static_range(DTYPES_KNOWN):
         if (1 << place) & DTYPES:
