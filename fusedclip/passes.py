@@ -197,7 +197,7 @@ def stats_of(lifted: Tensor, grads: Gradients, peers: Peers | None) -> tuple[Ten
         return by_entry, norms.combine_stats(counted)
     from . import distributed
 
-    return distributed.stats_over_ranks(lifted, counted, by_entry, grads, () if peers is None else peers.groups)
+    return distributed.stats_over_ranks(counted, by_entry, grads, () if peers is None else peers.groups)
 
 
 def _counted_here(lifted: Tensor, identity: float, grads: Gradients, peers: Peers | None) -> Tensor:

@@ -41,7 +41,7 @@ class Stats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GradStats(Stats):
-    """Of each gradient by itself, [T], one per entry of the list (0 for one without a gradient); and of all together."""
+    """Of each gradient by itself, [T]: one per entry of the list, 0 for one without a gradient. And of all together."""
 
     total: Stats  # each 0-d
 
@@ -138,5 +138,6 @@ def _finished(by_entry: Tensor, total: Tensor, grads: Gradients, p: float) -> Gr
     norm = norms.finish(lifted[norms.ROWS[p]], p)
     magnitudes = passes.as_result(torch.stack([norm, lifted[norms.MAGNITUDES], lifted[norms.LARGEST]]), grads)
     counts = lifted[norms.ZEROS : norms.NONFINITE + 1].round().long()  # of replicas each rank counts a part
-    rows = [*magnitudes, *counts]
-    return GradStats(*(row[:-1] for row in rows), total=Stats(*(row[-1] for row in rows)))
+    norm, abs_sum, abs_max, zeros, nonfinite = *magnitudes, *counts
+    together = Stats(norm[-1], abs_sum[-1], abs_max[-1], zeros[-1], nonfinite[-1])
+    return GradStats(norm[:-1], abs_sum[:-1], abs_max[:-1], zeros[:-1], nonfinite[:-1], together)

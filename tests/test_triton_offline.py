@@ -100,9 +100,10 @@ def test_read(target: str, norm: str, dtypes: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("target", TARGETS)
 def test_statistics(target: str, dtypes: str, tmp_path: Path) -> None:
-    asm = compiled(kernels.stats_kernel, target, DTYPES=DTYPES[dtypes])
+    step = tuning_of(target).stats_step_bytes(64 if target == "gfx942" else 32)
+    asm = compiled(kernels.stats_kernel, target, DTYPES=DTYPES[dtypes], STEP_BYTES=step)
     check_registers(asm, target, tmp_path)
-    assert count_wide(asm, target, "load") >= wide_expected(target, dtypes)
+    assert count_wide(asm, target, "load") >= 4 * (4 if dtypes == "MIXED" else 1)
     if target != "gfx942" and dtypes not in ("FLOAT64", "MIXED"):
         assert "max.NaN.f32" in asm["ptx"]
         assert "max.f32" not in asm["ptx"]

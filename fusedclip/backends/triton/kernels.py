@@ -50,7 +50,13 @@ def per_tensor_kernel(table, partials, out, segments, tiles, NORM: tl.constexpr)
 
 @triton.jit(do_not_specialize=["segments", "tiles"])
 def stats_kernel(
-    table, partials, segments, tiles, DTYPES: tl.constexpr, TILE_BYTES: tl.constexpr, STEP_BYTES: tl.constexpr
+    table,
+    partials,
+    segments,
+    tiles,
+    DTYPES: tl.constexpr,
+    TILE_BYTES: tl.constexpr,
+    STEP_BYTES: tl.constexpr,
 ):
     """partials[row, tile]: the statistics of every tile."""
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):

@@ -44,7 +44,14 @@ def stats(batch: Batch) -> Tensor:
         partials = _empty(batch, STATS, plan.tiles)
         out = _empty(batch, STATS, plan.segments)
         launch(
-            kernels.stats_kernel, table.programs, table, table.data, partials, plan.segments, plan.tiles, **table.shape
+            kernels.stats_kernel,
+            table.programs,
+            table,
+            table.data,
+            partials,
+            plan.segments,
+            plan.tiles,
+            **(table.shape | table.stats_shape),
         )
         launch(
             kernels.per_tensor_stats_kernel,

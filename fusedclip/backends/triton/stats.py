@@ -1,7 +1,8 @@
 """Statistics of one tile from one read: the sums, the largest element, and what is counted. Device code only.
 
-The rows are those of fusedclip/norms.py. Accumulators have a quarter of a step's lanes, so that all four of them fit
-the registers beside the loads, and are added up every FOLD bytes: as few additions as in tiles.py.
+The rows are those of fusedclip/norms.py. A step is read in four parts, 16 bytes a thread (Tuning.stats_step_bytes): the
+accumulators have as many lanes as a part has elements, so that all four of them fit the registers. After 32 parts they
+are added up: as few additions in fp32 as in tiles.py (tuning.MOST_STEPS).
 """
 
 import triton
@@ -9,11 +10,12 @@ import triton.language as tl
 
 from .elements import widen
 from .norms import MAX, NUMBERS, is_trusted, reduce
-from .tiles import BLOCK, DTYPES_KNOWN, FLOAT64, cut, gather, lift_ends, type_at
+from .tiles import DTYPES_KNOWN, FLOAT64, cut, gather, lift_ends, type_at
 
 SUM, TWO = tl.constexpr(NUMBERS["one"]), tl.constexpr(NUMBERS["two"])
 LARGEST = tl.constexpr(4)  # the last row; those before it are sums
-FOLD = tl.constexpr(65536)
+ENDS = tl.constexpr(256)  # lanes
+PARTS, STEPS = tl.constexpr(4), tl.constexpr(8)  # of a step; of what is added up
 NONFINITE = tl.constexpr(1 << 16)  # a lane counts zeros below it, and NaN and inf in its multiples
 
 
@@ -53,15 +55,14 @@ def no_stats():
 
 
 @triton.jit
-def stats_steps(x, steps, A: tl.constexpr, STEP: tl.constexpr, STEP_BYTES: tl.constexpr):
-    LANES: tl.constexpr = STEP // 4
-    STEPS: tl.constexpr = FOLD // STEP_BYTES  # of a fold
+def stats_steps(x, steps, A: tl.constexpr, STEP: tl.constexpr):
+    LANES: tl.constexpr = STEP // PARTS
     lanes = tl.arange(0, LANES)
     total = no_stats()
     for first in range(0, steps, STEPS):
         squares, magnitudes, counts, largest = nothing(LANES, A)
         for i in range(first, tl.minimum(first + STEPS, steps)):
-            for part in tl.static_range(4):
+            for part in tl.static_range(PARTS):
                 values = tl.load(x + (i * STEP + part * LANES) + lanes)
                 squares, magnitudes, counts, largest = see(values, squares, magnitudes, counts, largest, A)
         total = together(total, fold(squares, magnitudes, counts, largest, LANES))
@@ -71,29 +72,36 @@ def stats_steps(x, steps, A: tl.constexpr, STEP: tl.constexpr, STEP_BYTES: tl.co
 @triton.jit
 def stats_ends(x, begin, head_end, tail, end, A: tl.constexpr):
     """Of elements [begin, head_end) and [tail, end), each shorter than a step."""
-    lanes = tl.arange(0, BLOCK)
-    squares, magnitudes, counts, largest = nothing(BLOCK, A)
+    lanes = tl.arange(0, ENDS)
+    squares, magnitudes, counts, largest = nothing(ENDS, A)
     outside = 0  # lanes that read a zero which is none
     for piece in range(2):
         first = tl.where(piece == 0, begin, tail)
         left = (tl.where(piece == 0, head_end, end) - first).to(tl.int32)
-        for done in range(0, left, BLOCK):
+        for done in range(0, left, ENDS):
             values = tl.load(x + first + done + lanes, mask=done + lanes < left, other=0)
             squares, magnitudes, counts, largest = see(values, squares, magnitudes, counts, largest, A)
-            outside += tl.maximum(done + BLOCK - left, 0)
-    squares, magnitudes, zeros, nonfinite, largest = fold(squares, magnitudes, counts, largest, BLOCK)
+            outside += tl.maximum(done + ENDS - left, 0)
+    squares, magnitudes, zeros, nonfinite, largest = fold(squares, magnitudes, counts, largest, ENDS)
     return squares, magnitudes, zeros - outside, nonfinite, largest
 
 
 @triton.jit
 def stats_tile(
-    address, count, index, T: tl.constexpr, DTYPES: tl.constexpr, TILE_BYTES: tl.constexpr, STEP_BYTES: tl.constexpr
+    address,
+    count,
+    index,
+    T: tl.constexpr,
+    DTYPES: tl.constexpr,
+    TILE_BYTES: tl.constexpr,
+    STEP_BYTES: tl.constexpr,
 ):
     x = address.to(tl.pointer_type(T))
     begin, start, steps, tail, end = cut(address, count, index, T, TILE_BYTES, STEP_BYTES)
     # Where a result is fp64, 16-bit gradients are still summed in fp32: their accumulators would take all registers.
     A: tl.constexpr = tl.float64 if FLOAT64 & DTYPES and T.primitive_bitwidth > 16 else tl.float32
-    stats = stats_steps(tl.multiple_of(x + start, 16), steps, A, STEP_BYTES * 8 // T.primitive_bitwidth, STEP_BYTES)
+    STEP: tl.constexpr = STEP_BYTES * 8 // T.primitive_bitwidth
+    stats = stats_steps(tl.multiple_of(x + start, 16), steps, A, STEP)
     if (begin < start) | (tail < end):
         stats = together(stats, stats_ends(x, begin, start, tail, end, A))
     squares, magnitudes, zeros, nonfinite, largest = stats
@@ -106,7 +114,15 @@ def stats_tile(
 
 
 @triton.jit
-def stats_any(address, count, index, dtype, DTYPES: tl.constexpr, TILE_BYTES: tl.constexpr, STEP_BYTES: tl.constexpr):
+def stats_any(
+    address,
+    count,
+    index,
+    dtype,
+    DTYPES: tl.constexpr,
+    TILE_BYTES: tl.constexpr,
+    STEP_BYTES: tl.constexpr,
+):
     stats = no_stats()
     for place in tl.static_range(DTYPES_KNOWN):
         if (1 << place) & DTYPES:

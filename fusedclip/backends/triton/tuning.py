@@ -57,6 +57,10 @@ class Tuning:
         """
         return {"num_warps": self.num_warps, "enable_fp_fusion": False, **dict(self.limits)}
 
+    def stats_step_bytes(self, wave: int) -> int:
+        """A step of statistics, whose accumulators take the registers of half of the loads: 4 for each thread."""
+        return min(self.step_bytes, 4 * 16 * wave * self.num_warps)
+
 
 # Not measured on any device yet: the arithmetic above, and what tests/test_triton_offline.py sees of registers.
 # On an MI300 a program of 4 waves is one wave on each SIMD, and four of them leave each 128 of 512 registers.
