@@ -1,6 +1,6 @@
 """Statistics of one tile from one read: the sums, the largest element, and what is counted. Device code only.
 
-The rows are those of fusedclip/norms.py. A step is read in four parts, 16 bytes a thread (Tuning.stats_step_bytes): the
+The rows are those of fusedclip/norms.py. A step is read in four parts, 16 bytes a thread (Tuning.for_statistics): the
 accumulators have as many lanes as a part has elements, so that all four of them fit the registers. After 32 parts they
 are added up: as few additions in fp32 as in tiles.py (tuning.MOST_STEPS).
 """
