@@ -34,7 +34,7 @@ __device__ inline double read(const Split<T>& s, double p, Team team, double lif
 
 // Two sums, a maximum and two counts have the registers of the other half: with 4 loads in flight they spill. 32 KB an
 // SM are enough but for a B200 (launch_policy.h), which will read a little slower than for the norm alone.
-constexpr int kStatsUnroll = kUnroll / 2;
+constexpr int kStatsUnroll = (kUnroll + 1) / 2;
 
 // The statistics of what this thread reads of a stretch.
 template <class T, class Team>
@@ -42,11 +42,10 @@ __device__ inline Stats read_stats(const Split<T>& s, Team team) {
   Counted<T> counted;
   const T* const edge = edge_of(s, team.thread);
   if (edge) add(counted, *edge);
-  const int count = int(s.count);
 #pragma unroll 1
-  for (int i = team.thread; i < count; i += kStatsUnroll * team.size) {
+  for (int i = team.thread; i < s.count; i += kStatsUnroll * team.size) {
     const Pack* const here = s.packs + i;
-    const int left = count - i;
+    const int left = s.count - i;
     Pack batch[kStatsUnroll];
 #pragma unroll
     for (int u = 0; u < kStatsUnroll; ++u) {
