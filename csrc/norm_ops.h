@@ -78,6 +78,14 @@ struct Stats {
 };
 constexpr int kStats = 5;
 
+FUSEDCLIP_HD inline double row_of(const Stats& stats, int row) {
+  return row == 0   ? stats.squares
+         : row == 1 ? stats.magnitudes
+         : row == 2 ? stats.zeros
+         : row == 3 ? stats.nonfinite
+                    : stats.largest;
+}
+
 FUSEDCLIP_HD inline Stats combine(const Stats& a, const Stats& b) {
   return {a.squares + b.squares, a.magnitudes + b.magnitudes, a.zeros + b.zeros, a.nonfinite + b.nonfinite,
           combine(Combining::kMax, a.largest, b.largest)};

@@ -149,8 +149,7 @@ void stats(const Work& work, int max_threads, double* out) {
     Stats total{};
     for (int64_t tile = work.tiling.first_tile[s]; tile < work.tiling.first_tile[s + 1]; ++tile)
       total = combine(total, partials[tile]);
-    const double rows[kStats] = {total.squares, total.magnitudes, total.zeros, total.nonfinite, total.largest};
-    for (int row = 0; row < kStats; ++row) out[row * n + s] = rows[row];
+    for (int row = 0; row < kStats; ++row) out[row * n + s] = row_of(total, row);
   }
 }
 

@@ -112,12 +112,11 @@ __global__ void __launch_bounds__(kThreads, kPolicy.blocks_per_sm)
   const Share& share = own_share(table);
   forwards(table, share, [&](auto team, int s, const auto& parts) {
     const Stats own = read_stats(parts, team);
-    const double values[] = {own.squares, own.magnitudes, own.zeros, own.nonfinite, own.largest};
     double* const slot = slots + blockIdx.x + s;
-    const int64_t row = slot_begin(table, table.size, gridDim.x);
-#pragma unroll
+    const int64_t row = slots_of(table, gridDim.x);
+#pragma unroll 1  // once in the code for each dtype is enough
     for (int r = 0; r < kStats; ++r) {
-      const double value = team_reduce(team, combining_of_row(r, Combining::kMax, kStats), values[r]);
+      const double value = team_reduce(team, combining_of_row(r, Combining::kMax, kStats), row_of(own, r));
       if (team.thread == 0) slot[r * row] = value;
     }
   });
@@ -134,7 +133,7 @@ __global__ void __launch_bounds__(kThreads)
   const int s = warp / rows, row = warp % rows;
   if (s >= table.size) return;
   const Combining how = combining_of_row(row, last, rows);
-  slots += row * int64_t(slot_begin(table, table.size, blocks));
+  slots += row * slots_of(table, blocks);
   const uint32_t end = slot_begin(table, s + 1, blocks);
   double lifted = identity(how);
 #pragma unroll 1

@@ -66,31 +66,15 @@ __device__ inline bool all_zero(const Pack (&batch)[packs]) {
   return (bits & ones * kMagnitude<T>) == 0;
 }
 
-// The sum of a batch as it came out, or taken again.
-template <class N, class T, class A, int packs>
-__device__ inline double trusted(A sum, const Pack (&batch)[packs]) {
-  if (sizeof(A) == 8 || N::kCounts || is_trusted(sum)) return sum;
-  return all_zero<T>(batch) ? 0.0 : cuda::sum<N, double, T>(batch, 0);
-}
-
 template <class N, class T, int packs>
 __device__ inline double trusted_sum(const Pack (&batch)[packs], double p) {
-  if constexpr (N::kInDouble)
+  if constexpr (N::kInDouble || std::is_same_v<Wide<T>, double>) {
     return sum<N, double, T>(batch, p);
-  else
-    return trusted<N, T>(sum<N, Wide<T>, T>(batch, p), batch);
-}
-
-template <class T, int packs>
-__device__ inline int count_nonfinite(const Pack (&batch)[packs]) {
-  int count = 0;
-#pragma unroll
-  for (int u = 0; u < packs; ++u) {
-    const auto x = bit_cast<Elements<T>>(batch[u]);
-#pragma unroll
-    for (int e = 0; e < kPerPack<T>; ++e) count += !(fabs(widen(x.of[e])) < Wide<T>(HUGE_VAL));
+  } else {
+    const float fast = sum<N, float, T>(batch, p);
+    if (N::kCounts || is_trusted(fast)) return fast;
+    return all_zero<T>(batch) ? 0.0 : sum<N, double, T>(batch, p);
   }
-  return count;
 }
 
 template <class N, class T, int packs>
@@ -129,10 +113,13 @@ struct Counted {
   }
 };
 
-// In one loop, or every element would be kept widened from one to the next.
-template <class T, int packs>
-__device__ inline void add(Counted<T>& counted, const Pack (&batch)[packs]) {
-  using A = Wide<T>;
+// Both sums of a batch. In one loop, or every element would be kept widened from one to the next.
+template <class A>
+struct Sums {
+  A squares, magnitudes;
+};
+template <class A, class T, int packs, class See>
+__device__ inline Sums<A> sums(const Pack (&batch)[packs], See see) {
   constexpr int count = kLanes<A>;
   A squares[count] = {}, magnitudes[count] = {};
 #pragma unroll
@@ -145,14 +132,34 @@ __device__ inline void add(Counted<T>& counted, const Pack (&batch)[packs]) {
       const int lane = (u * kPerPack<T> + e) % count;
       squares[lane] += lift_one<Two>(magnitude, 0);
       magnitudes[lane] += magnitude;
-      counted.largest = bits > counted.largest ? bits : counted.largest;
-      counted.zeros += bits == 0;
+      see(bits, magnitude);
     }
   }
-  counted.squares += trusted<Two, T>(folded(squares), batch);
-  const double sum = trusted<One, T>(folded(magnitudes), batch);
-  counted.magnitudes += sum;
-  if (!(sum < HUGE_VAL)) counted.nonfinite += count_nonfinite<T>(batch);
+  return {folded(squares), folded(magnitudes)};
+}
+
+template <class T, int packs>
+__device__ inline void add(Counted<T>& counted, const Pack (&batch)[packs]) {
+  const auto fast = sums<Wide<T>, T>(batch, [&](Bits<T> bits, Wide<T>) {
+    counted.largest = bits > counted.largest ? bits : counted.largest;
+    counted.zeros += bits == 0;
+  });
+  const bool is_double = sizeof(Wide<T>) == 8, trusted = is_trusted(fast.squares) && is_trusted(fast.magnitudes);
+  if (is_double ? fast.magnitudes < HUGE_VAL : trusted || all_zero<T>(batch)) {
+    counted.squares += fast.squares;
+    counted.magnitudes += fast.magnitudes;
+    return;
+  }
+#pragma unroll 1  // seldom gone through: short code counts
+  for (int u = 0; u < packs; ++u) {
+    Pack one[] = {batch[0]};
+#pragma unroll
+    for (int v = 1; v < packs; ++v)
+      if (u == v) one[0] = batch[v];  // registers have no index
+    const auto exact = sums<double, T>(one, [&](Bits<T>, double x) { counted.nonfinite += !(x < HUGE_VAL); });
+    counted.squares += exact.squares;
+    counted.magnitudes += exact.magnitudes;
+  }
 }
 
 template <class T>

@@ -77,6 +77,12 @@ FUSEDCLIP_HD inline Stretch stretch_of(const Table& table, const Share& share, i
   return {static_cast<char*>(table.data[s]) + offset * size_of(dtype), tiled < left ? tiled : left, dtype};
 }
 
+// How many partial results there are.
+template <class Table>
+FUSEDCLIP_HD inline int64_t slots_of(const Table& table, int64_t blocks) {
+  return blocks + table.size - 1;
+}
+
 // Where the partial results of the segment s begin; those of s + 1 follow. s = T gives their number.
 template <class Table>
 FUSEDCLIP_HD inline uint32_t slot_begin(const Table& table, int s, uint32_t blocks) {
