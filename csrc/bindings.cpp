@@ -133,11 +133,14 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Gathered>(m, "Gathered")
       .def_readonly("lists", &Gathered::lists)
       .def_property_readonly("sources", &sources_of)
+      .def_readonly("specs", &Gathered::specs)
+      .def_readonly("dtensors", &Gathered::dtensors)
       .def_property_readonly("packed_sources", &packed_sources, "int64 each; None: item i has place i.")
       .def("source", &source_of, py::arg("item"))
       .def_readonly("survey", &Gathered::survey);
   m.def("bind_torch", &bind_torch);
   m.def("bind_survey", &bind_survey);
+  m.def("same_objects", &same_objects, "Whether two lists hold the same objects.");
   m.def("gather", &gather, py::arg("items"), py::arg("attribute").none(true), py::arg("p").none(true));
 
   // A context: torch's own operations inside it neither read nor write subnormals as zeros, on any of its threads.

@@ -118,9 +118,10 @@ class DeviceList {
   // What makes two gradients in the memory of segment `first` the same one: an object, or a parameter's memory.
   using Key = std::tuple<int64_t, const void*, int64_t, uint64_t>;
   std::optional<Key> owner_key(int64_t first, size_t item) const {
-    PyObject* const owner = PyList_GET_ITEM(items_.ptr(), item);
+    PyObject* const entry = PyList_GET_ITEM(items_.ptr(), item);
+    const py::object owner = is_dtensor(entry) ? local_of(entry) : py::reinterpret_borrow<py::object>(entry);
     DLTensor t;
-    if (!owned_ || !read_tensor(owner, t) || !t.data || count_of(t) == 0) return std::nullopt;
+    if (!owned_ || !read_tensor(owner.ptr(), t) || !t.data || count_of(t) == 0) return std::nullopt;
     uint64_t layout = t.dtype.bits;  // of any dtype and layout: only equality matters
     if (!is_contiguous(t))
       for (int d = 0; d < t.ndim; ++d) layout = mix(mix(layout ^ t.shape[d]) ^ t.strides[d]);

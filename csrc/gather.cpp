@@ -87,7 +87,9 @@ class Sweep {
     if (!gradients_.is_quick(item)) own_items();
     py::object gradient = gradients_.of(item);
     if (!gradient) return false;
-    if (gradient.is_none()) return gradients_.settles_none(item) && note(i, -1);
+    if (gradient.is_none())
+      return (is_plain(item) ? gradients_.settles_none(item) : is_sharded_leaf(i, item)) && note(i, -1);
+    if (!is_plain(gradient.ptr())) gradient = unwrapped(i, std::move(gradient));
     DLTensor t;
     if (!is_plain(gradient.ptr()) || !read_tensor(gradient.ptr(), t)) return false;
     // Not segment_of: an optional lies in memory, and copying it from there waits for what was stored just now (5 ns).
@@ -97,6 +99,30 @@ class Sweep {
     add(i, std::move(gradient), {start_of(t), count, *dtype}, t.device);
     if (*dtype == DType::kFloat64) last_->list.has_float64 = true;
     return true;
+  }
+
+  // Of a DTensor its local tensor, having noted where it belongs.
+  py::object unwrapped(size_t i, py::object&& gradient) {
+    if (!is_dtensor(gradient.ptr())) return std::move(gradient);
+    note_spec(i, gradient.ptr());
+    PyList_SetItem(found_.dtensors.ptr(), i, py::object(gradient).release().ptr());
+    return local_of(gradient.ptr());
+  }
+
+  // Whether it is a DTensor that may have a gradient some day: its ranks take part without one.
+  bool is_sharded_leaf(size_t i, PyObject* item) {
+    if (!is_dtensor(item)) return false;
+    note_spec(i, item);
+    return py::handle(item).attr("is_leaf").cast<bool>();
+  }
+
+  void note_spec(size_t i, PyObject* dtensor) {
+    if (found_.specs.is_none()) {
+      const py::list none(py::make_tuple(py::none()));
+      found_.specs = none * py::int_(items_.size());
+      found_.dtensors = none * py::int_(items_.size());
+    }
+    PyList_SetItem(found_.specs.ptr(), i, spec_of(dtensor).release().ptr());
   }
 
   // Before code that is not ours or torch's runs, which may change the caller's list.
@@ -111,7 +137,10 @@ class Sweep {
     own_items();
     if (found_.survey.is_none()) found_.survey = py::reinterpret_borrow<py::object>(torch.survey)(attribute_, p_);
     py::object stand_in = found_.survey.attr("look")(i, py::handle(item));
-    if (stand_in.is_none()) return void(note(i, -1));
+    if (stand_in.is_none()) {
+      if (is_dtensor(item)) note_spec(i, item);
+      return void(note(i, -1));
+    }
     found_.has_stand_ins = true;
     if (py::isinstance<py::int_>(stand_in)) {
       const size_t same = stand_in.cast<size_t>();

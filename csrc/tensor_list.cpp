@@ -14,6 +14,13 @@ std::vector<int64_t> sources_of(const Gathered& gathered) {
   return places;
 }
 
+bool same_objects(const py::list& a, const py::list& b) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i)
+    if (PyList_GET_ITEM(a.ptr(), i) != PyList_GET_ITEM(b.ptr(), i)) return false;
+  return true;
+}
+
 int64_t source_of(const Gathered& gathered, size_t item) {
   if (item >= gathered.items) throw std::out_of_range("there is no such item");
   return gathered.sources.empty() ? static_cast<int64_t>(item) : gathered.sources[item];

@@ -35,11 +35,16 @@ struct Gathered {
   size_t items = 0;
   std::vector<int64_t> sources;    // as sources_of gives them; left empty where every item has the next place
   py::object survey = py::none();  // what took a closer look, if anything needed one
-  bool has_stand_ins = false;      // some segments stand for gradients that could not be taken as they are
+  // Per item, None where there is none: the placement of its DTensor (the gradient; the item itself if that is
+  // missing), and the gradient, which is written with its local tensor. Both are None themselves where no item has a
+  // DTensor.
+  py::object specs = py::none(), dtensors = py::none();
+  bool has_stand_ins = false;  // some segments stand for gradients that could not be taken as they are
 
   // Plain dense gradients on the CPU, each stretch of memory once: nothing is left for Python to think about.
   bool is_ordinary() const {
-    return lists.size() == 1 && lists[0]->device.device_type == kDLCPU && !has_stand_ins && lists[0]->repeated.empty();
+    return lists.size() == 1 && lists[0]->device.device_type == kDLCPU && !has_stand_ins &&
+           lists[0]->repeated.empty() && specs.is_none();
   }
 };
 
@@ -53,6 +58,9 @@ int64_t source_of(const Gathered& gathered, size_t item);
 // look(i, item) gives None where there is no gradient, the number of an earlier item with the same one, or a plain
 // tensor to read in its stead; or raises. The survey knows why (fusedclip/gradients/survey.py).
 Gathered gather(const py::list& items, const py::object& attribute, const py::object& p);
+
+// Whether two lists hold the same objects, in the same order.
+bool same_objects(const py::list& a, const py::list& b);
 
 // Bit DType for each that a segment has.
 uint32_t dtypes_of(const TensorList& list);

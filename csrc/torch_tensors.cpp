@@ -23,6 +23,37 @@ void bind_torch(py::object tensor_type, py::object parameter_type) {
 
 void bind_survey(py::object survey_type) { torch.survey = survey_type.release().ptr(); }
 
+bool is_dtensor(PyObject* object) {
+  if (Py_TYPE(object) == Py_TYPE(Py_None) || is_plain(object)) return false;
+  if (!torch.dtensor) {
+    const py::object modules = py::module_::import("sys").attr("modules");
+    const py::object module = modules.attr("get")("torch.distributed.tensor");
+    if (!py::hasattr(module, "DTensor")) return false;
+    torch.dtensor = reinterpret_cast<PyTypeObject*>(py::object(module.attr("DTensor")).release().ptr());
+  }
+  return PyType_IsSubtype(Py_TYPE(object), torch.dtensor);
+}
+
+namespace {
+
+py::object slot_of(PyObject* object, PyObject* name) {
+  PyObject* const found = PyObject_GetAttr(object, name);
+  if (!found) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(found);
+}
+
+}  // namespace
+
+py::object local_of(PyObject* dtensor) {
+  static PyObject* const name = PyUnicode_InternFromString("_local_tensor");
+  return slot_of(dtensor, name);
+}
+
+py::object spec_of(PyObject* dtensor) {
+  static PyObject* const name = PyUnicode_InternFromString("_spec");
+  return slot_of(dtensor, name);
+}
+
 void* current_stream(const DLDevice& device) {
   void* stream = nullptr;
   if (torch.dlpack->current_work_stream(device.device_type, device.device_id, &stream) != 0)

@@ -20,6 +20,7 @@ struct Torch {
   PyTypeObject* parameter = nullptr;
   PyObject* survey = nullptr;
   const DLPackExchangeAPI* dlpack = nullptr;
+  PyTypeObject* dtensor = nullptr;  // null until a list holds something that may be one
 };
 extern Torch torch;
 
@@ -28,6 +29,14 @@ void bind_torch(py::object tensor_type, py::object parameter_type);
 
 // Remembers the type that takes closer looks.
 void bind_survey(py::object survey_type);
+
+// Whether it is a DTensor. Asked only of what is not plain: importing the type takes seconds, so it is looked for when
+// a list holds what may be of it, which somebody has imported it for.
+bool is_dtensor(PyObject* object);
+
+// What a DTensor keeps for this rank, and how it is placed.
+py::object local_of(PyObject* dtensor);
+py::object spec_of(PyObject* dtensor);
 
 // The stream that torch is working on just now, on this device.
 void* current_stream(const DLDevice& device);

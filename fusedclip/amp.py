@@ -5,20 +5,17 @@ and writes them. Here the norm of the unscaled gradients is the norm of the scal
 finite if and only if they are, and one write pass applies the inverse scale and the clip's coefficient together.
 """
 
-from typing import TYPE_CHECKING, Any, SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
 from . import passes
-from .arguments import check_group, check_max_norm, check_norm_type
+from .arguments import Elsewhere, Group, Peers, check_group, check_max_norm, check_norm_type, peers_of
 from .gradients import Gradients, gather
 from .norms import ClipRule
 from .torch_internals import outside_graphs, refuse_tracing
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 
 @outside_graphs
@@ -29,7 +26,8 @@ def unscale_and_clip_grad_norm_(
     norm_type: SupportsFloat = 2.0,
     *,
     error_if_nonfinite: bool = False,
-    group: "ProcessGroup | None" = None,
+    group: Group | None = None,
+    counted_elsewhere: Elsewhere | None = None,
     allow_fp16: bool = False,
 ) -> Tensor:
     """Divide an optimizer's gradients by the loss scale and clip the result, in one read pass and one write pass.
@@ -69,13 +67,14 @@ def unscale_and_clip_grad_norm_(
     """
     refuse_tracing()
     p, rule = check_norm_type(norm_type), ClipRule(check_max_norm(max_norm))
-    check_group(group)
+    groups = check_group(group, counted_elsewhere)
     if not isinstance(scaler, torch.amp.GradScaler) or not isinstance(optimizer, torch.optim.Optimizer):
         given = f"{type(scaler).__name__} and {type(optimizer).__name__}"
         raise TypeError(f"unscale_and_clip_grad_norm_ takes a GradScaler and an optimizer, in this order, got {given}")
     grads_of = _parameters(optimizer)
+    peers = peers_of(groups, counted_elsewhere, grads_of)
     if not scaler.is_enabled():
-        return passes.clip_(gather(grads_of, p=p), p, rule, error_if_nonfinite=error_if_nonfinite, group=group).norm
+        return passes.clip_(gather(grads_of, p=p), p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers).norm
     state, inverse = _begin(scaler, optimizer, group)
     grads = gather(grads_of, p=p)
     if not allow_fp16:
@@ -87,13 +86,13 @@ def unscale_and_clip_grad_norm_(
             p,
             rule,
             error_if_nonfinite=error_if_nonfinite,
-            group=group,
+            peers=peers,
             multiplier=inverse,
             dtype=torch.float64,
         ).norm
     finally:
         if exact is not None or grads.is_written:  # an interrupt after the write must not have them unscaled twice
-            passes.insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, group))
+            passes.insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, peers))
     return passes.as_result(exact, grads)
 
 
@@ -117,7 +116,8 @@ class GradScaler(torch.amp.GradScaler):
         norm_type: SupportsFloat = 2.0,
         *,
         error_if_nonfinite: bool = False,
-        group: "ProcessGroup | None" = None,
+        group: Group | None = None,
+        counted_elsewhere: Elsewhere | None = None,
         allow_fp16: bool = False,
     ) -> Tensor:
         """`fusedclip.amp.unscale_and_clip_grad_norm_` for this scaler; see there."""
@@ -128,12 +128,13 @@ class GradScaler(torch.amp.GradScaler):
             norm_type,
             error_if_nonfinite=error_if_nonfinite,
             group=group,
+            counted_elsewhere=counted_elsewhere,
             allow_fp16=allow_fp16,
         )
 
 
 def _begin(
-    scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, group: "ProcessGroup | None"
+    scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, group: Group | None
 ) -> tuple[dict[str, Any], Tensor]:
     """The scaler's notes on this optimizer and the inverse scale, or the errors of torch's `unscale_` in its words."""
     scale, _ = scaler._check_scale_growth_tracker("unscale_and_clip_grad_norm_")
@@ -156,14 +157,14 @@ def _note_unscaled(
     p: float,
     exact: Tensor | None,
     home: torch.device,
-    group: "ProcessGroup | None",
+    peers: Peers | None,
 ) -> None:
     """Tell the scaler that these gradients are unscaled, and whether they were finite."""
     if exact is None:  # the interrupt took the norm away: read again, without the other ranks, who know by themselves
-        found_inf = passes.found_inf_by_reading(grads, None)
+        found_inf = passes.found_inf_by_reading(grads, None, alone=True)
     else:
-        found_inf = passes.found_inf(grads, p, exact, group)
-    state["found_inf_per_device"] = _per_device(found_inf, grads, home, needed=group is not None)
+        found_inf = passes.found_inf(grads, p, exact, peers)
+    state["found_inf_per_device"] = _per_device(found_inf, grads, home, needed=not passes.stays_here(grads, peers))
     state["stage"] = OptState.UNSCALED
 
 

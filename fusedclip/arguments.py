@@ -7,16 +7,21 @@ where one can guess what was meant, says what to pass instead.
 import math
 import types
 import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any, SupportsFloat
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, Union
 
 import torch
 from torch import Tensor
 
-from .torch_internals import refuse_dtensor, user_stacklevel
+from .torch_internals import is_dtensor, user_stacklevel
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Tensors = Iterable[Tensor] | Tensor
 Limit = SupportsFloat | str | Tensor
+Group = Union["ProcessGroup", "Sequence[ProcessGroup]"]
+Elsewhere = Callable[[Tensor], bool] | Collection[Tensor]
 
 _ORDER = "a number such as 2.0 or float('inf')"
 _LIMIT = "a number or a dense tensor of one real element"
@@ -87,18 +92,59 @@ def check_defer(defer: bool | None) -> bool | None:
     return defer
 
 
-def check_group(group: object) -> None:
-    """None or a process group that this rank belongs to."""
+class Peers(NamedTuple):
+    """Ranks that hold other gradients than this one, and what this one leaves to them to count."""
+
+    groups: "tuple[ProcessGroup, ...]"
+    uncounted: tuple[int, ...]  # entries of the list
+
+
+def check_group(group: object, counted_elsewhere: object = None) -> "tuple[ProcessGroup, ...]":
+    """As process groups that this rank belongs to, none for None."""
     if group is None:
-        return
+        if counted_elsewhere is not None:
+            raise ValueError(
+                "counted_elsewhere= without group=: no other rank could count these gradients; name the group whose "
+                "ranks share them"
+            )
+        return ()
     from torch import distributed  # not before it is asked for: a build of torch may lack it
 
-    if distributed.is_available() and isinstance(group, distributed.ProcessGroup):
-        return
-    if distributed.is_available() and type(group) is int and group == distributed.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError("group= is a process group that this rank does not belong to")
-    way_out = "; pass its .get_group()" if hasattr(group, "get_group") else ""  # of a DeviceMesh
-    raise TypeError(f"group= must be a torch.distributed.ProcessGroup or None, got {shown(group)}{way_out}")
+    groups = tuple(group) if isinstance(group, list | tuple) else (group,)
+    for one in groups:
+        if distributed.is_available() and isinstance(one, distributed.ProcessGroup):
+            continue
+        if distributed.is_available() and type(one) is int and one == distributed.GroupMember.NON_GROUP_MEMBER:
+            raise ValueError("group= is a process group that this rank does not belong to")
+        way_out = "; pass its .get_group()" if hasattr(one, "get_group") else ""  # of a DeviceMesh
+        wanted = "a torch.distributed.ProcessGroup, a list of them or None"
+        raise TypeError(f"group= must be {wanted}, got {shown(group)}{way_out}")
+    if counted_elsewhere is not None and not callable(counted_elsewhere):
+        _check_parameters(counted_elsewhere)
+    return groups
+
+
+def _check_parameters(counted_elsewhere: object) -> None:
+    listed = isinstance(counted_elsewhere, Collection) and not isinstance(counted_elsewhere, Tensor | str | bytes)
+    if not listed or not all(isinstance(item, Tensor) for item in counted_elsewhere):  # type: ignore[attr-defined]
+        raise TypeError(
+            "counted_elsewhere= must be parameters, in a set or a list, or a function of a parameter, got "
+            f"{shown(counted_elsewhere)}"
+        )
+
+
+def peers_of(
+    groups: "tuple[ProcessGroup, ...]", counted_elsewhere: Elsewhere | None, items: list[Tensor]
+) -> Peers | None:
+    """For one list of parameters; None if there is no other rank to ask."""
+    if not groups:
+        return None
+    if counted_elsewhere is None:
+        return Peers(groups, ())
+    if callable(counted_elsewhere):
+        return Peers(groups, tuple(i for i, item in enumerate(items) if counted_elsewhere(item)))
+    elsewhere = {id(parameter) for parameter in counted_elsewhere}
+    return Peers(groups, tuple(i for i, item in enumerate(items) if id(item) in elsewhere))
 
 
 def parameter_list(parameters: Tensors, grad_attr: str) -> list[Tensor]:
@@ -144,7 +190,7 @@ def explain_no_gradients(parameters: list[Any], attribute: str) -> None:
     """No gradient anywhere is legal, unless the caller plainly meant something else."""
     if not parameters:
         return
-    if all(type(p) is Tensor and not p.requires_grad for p in parameters):
+    if all(_is_no_parameter(p) for p in parameters):
         raise TypeError(
             f"none of the {len(parameters)} entries of parameters is a Parameter, requires grad or has "
             f".{_cut(attribute)}: these look like gradients. Pass the parameters that hold them (get_total_norm takes "
@@ -152,6 +198,11 @@ def explain_no_gradients(parameters: list[Any], attribute: str) -> None:
         )
     if not any(hasattr(p, attribute) for p in parameters):
         raise AttributeError(f"no parameter has an attribute {_cut(attribute)!r}, which grad_attr names")
+
+
+def _is_no_parameter(item: Any) -> bool:
+    is_known = type(item) is Tensor or (is_dtensor(item) and not isinstance(item, torch.nn.Parameter))
+    return is_known and not item.requires_grad
 
 
 def refuse_repeated(items: list[Tensor], scopes: list[Any], names: list[str]) -> None:
@@ -211,7 +262,7 @@ def _cut(text: str) -> str:
 def _limit(limit: Limit, name: str) -> float | Tensor:
     """As a float (any, NaN included), or a 0-d tensor left on its device, which the host would have to wait for."""
     if isinstance(limit, Tensor):
-        refuse_dtensor(limit, name, "pass its .full_tensor()")
+        limit = _gathered(limit)
         if not limit.is_cpu:
             return _scalar(limit, name, _LIMIT)
     return _number(limit, name, _LIMIT)
@@ -230,10 +281,15 @@ def _number(value: Limit, name: str, wanted: str) -> float:
         raise
 
 
+def _gathered(value: Tensor) -> Tensor:
+    """Of a DTensor what it stands for: of one whose ranks hold parts, after a collective."""
+    return value.full_tensor() if is_dtensor(value) else value  # type: ignore[attr-defined]
+
+
 def _real(value: Limit, name: str, wanted: str) -> SupportsFloat | str:
     """The same for float(), which would read a tensor with a warning and drop the imaginary part of numpy's numbers."""
     if isinstance(value, Tensor):
-        return _scalar(value, name, wanted)
+        return _scalar(_gathered(value), name, wanted)
     if getattr(getattr(value, "dtype", None), "kind", None) == "c":
         raise _no_number(value, name, wanted)
     return value

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, SupportsFloat
+from typing import Literal, SupportsFloat
 
 from torch import Tensor
 
 from . import norms, passes
 from .arguments import (
+    Elsewhere,
+    Group,
     Limit,
     Tensors,
     as_list,
@@ -20,15 +22,13 @@ from .arguments import (
     check_total_norm,
     explain_no_gradients,
     parameter_list,
+    peers_of,
     refuse_repeated,
 )
 from .gradients import Gradients, gather
 from .norms import ClipRule, constant_rule
 from .scopes import Scope, measure_scopes, scale_scopes_, scope_result
 from .torch_internals import is_tracing, modes, outside_graphs, refuse_tracing
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 _POLICIES = ("propagate", "zero")
 _MEASURE = ClipRule(math.inf)
@@ -43,7 +43,8 @@ def clip_grad_norm_(
     foreach: bool | None = None,
     *,
     on_nonfinite: Literal["propagate", "zero"] = "propagate",
-    group: "ProcessGroup | None" = None,
+    group: Group | None = None,
+    counted_elsewhere: Elsewhere | None = None,
     grad_attr: str = "grad",
 ) -> Tensor:
     """Scale the gradients so that their norm, taken together, is at most `max_norm`. In place; nothing is written
@@ -88,11 +89,14 @@ def clip_grad_norm_(
         refuse_tracing()
     p, limit = check_norm_type(norm_type), check_max_norm(max_norm)
     zero = on_nonfinite is not _POLICIES[0] and check_on_nonfinite(on_nonfinite, _POLICIES) == "zero"
-    if group is not None:
-        check_group(group)
+    peers, groups = None, None
+    if group is not None or counted_elsewhere is not None:
+        groups = check_group(group, counted_elsewhere)
     items = parameter_list(parameters, grad_attr)
     rule = constant_rule(limit + 0.0, zero) if type(limit) is float else ClipRule(limit, zero)
-    return passes.clip_list_(items, grad_attr, p, rule, error_if_nonfinite, group)
+    if groups:
+        peers = peers_of(groups, counted_elsewhere, items)
+    return passes.clip_list_(items, grad_attr, p, rule, error_if_nonfinite, peers)
 
 
 @outside_graphs
@@ -102,7 +106,7 @@ def get_total_norm(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
     *,
-    group: "ProcessGroup | None" = None,
+    group: Group | None = None,
 ) -> Tensor:
     """The norm of tensors (gradients, not parameters) taken together. Reads each once and writes nothing.
 
@@ -111,10 +115,9 @@ def get_total_norm(
     if is_tracing() or modes._is_in_torch_dispatch_mode:
         refuse_tracing()
     p = check_norm_type(norm_type)
-    if group is not None:
-        check_group(group)
+    peers = None if group is None else peers_of(check_group(group), None, [])
     items = as_list(tensors, "tensors")
-    return passes.clip_list_(items, None, p, _MEASURE, error_if_nonfinite, group)
+    return passes.clip_list_(items, None, p, _MEASURE, error_if_nonfinite, peers)
 
 
 @outside_graphs
@@ -170,7 +173,7 @@ def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0)
     refuse_tracing()
     p = check_norm_type(norm_type)
     grads = gather(as_list(tensors, "tensors"), None, p=p)
-    return passes.spread(norms.finish(passes.lift_each(grads, p), p), grads)
+    return passes.as_result(passes.norm_of_each(grads, p)[1], grads)
 
 
 @outside_graphs
@@ -189,9 +192,9 @@ def clip_grad_norm_per_tensor_(
     refuse_tracing()
     p, limit = check_norm_type(norm_type), check_max_norm(max_norm)
     grads = _gather(parameters, grad_attr, p=p)
-    each = norms.finish(passes.lift_each(grads, p), p)
+    each, by_entry = passes.norm_of_each(grads, p)
     passes.scale_(grads, ClipRule(limit)(each))
-    return passes.spread(each, grads)
+    return passes.as_result(by_entry, grads)
 
 
 @outside_graphs
@@ -202,7 +205,8 @@ def clip_grad_norm_scopes_(
     error_if_nonfinite: bool = False,
     *,
     on_nonfinite: Literal["propagate", "zero"] = "propagate",
-    group: "ProcessGroup | None" = None,
+    group: Group | None = None,
+    counted_elsewhere: Elsewhere | None = None,
     grad_attr: str = "grad",
 ) -> dict[str, Tensor]:
     """Clip several sets of gradients, each to a limit for its own norm, in one read pass and one write pass.
@@ -233,13 +237,13 @@ def clip_grad_norm_scopes_(
     """
     refuse_tracing()
     p, zero = check_norm_type(norm_type), check_on_nonfinite(on_nonfinite, _POLICIES) == "zero"
-    check_group(group)
+    groups = check_group(group, counted_elsewhere)
     limits = check_scope_limits(scopes, max_norm)
     items: list[Tensor] = []
     named: list[Scope] = []
     for name, parameters in scopes.items():
         own = parameter_list(parameters, grad_attr)
-        named.append(Scope(range(len(items), len(items) + len(own)), ClipRule(limits[name], zero)))
+        named.append(Scope(range(len(items), len(items) + len(own)), ClipRule(limits[name], zero), str(name)))
         items += own
     if not named:
         return {}
@@ -247,7 +251,8 @@ def clip_grad_norm_scopes_(
     grads = gather(items, grad_attr, p=p)
     if not grads.reads:
         explain_no_gradients(items, grad_attr)
-    clipped = measure_scopes(grads, p, named, error_if_nonfinite=error_if_nonfinite, group=group)
+    peers = peers_of(groups, counted_elsewhere, items)
+    clipped = measure_scopes(grads, p, named, error_if_nonfinite=error_if_nonfinite, peers=peers)
     scale_scopes_(grads, named, [one.coef for one in clipped], zero=zero)
     results = [scope_result(one.norm, grads, scope) for one, scope in zip(clipped, named, strict=True)]
     return dict(zip(scopes, results, strict=True))

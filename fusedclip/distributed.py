@@ -1,22 +1,159 @@
-"""The one file that knows torch.distributed: the lifted values of several ranks to that of all."""
+"""The one file that knows torch.distributed: the lifted values of this rank to those of all ranks.
 
+Collectives run one after another in an order that all ranks share: sums of partial gradients, the reduce sets of the
+plan in the order of their ranks, then the groups that the caller named.
+"""
+
+import atexit
 import math
+import zlib
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup, ReduceOp, all_reduce
+from torch import distributed as dist
+from torch.distributed import ProcessGroup, ReduceOp
+from torch.distributed.device_mesh import DeviceMesh
+
+from . import norms
+from .gradients import Batch, Gradients, flatten
+from .gradients.shards import Plan, ReduceSet, Shards, local_of
+from .torch_internals import as_torch
 
 
-def merge_ranks(lifted: Tensor, p: float, group: ProcessGroup) -> Tensor:
+def totals(
+    lifted: Tensor,
+    p: float,
+    grads: Gradients,
+    groups: Sequence[ProcessGroup],
+    scopes: Sequence[Sequence[int]] | None,
+    label: str,
+) -> Tensor:
+    """The lifted values [U] of the gradients of this rank to those of scopes over all ranks, [S].
+
+    `scopes`: the entries of each, None for one of all. `label`: what other ranks have to call them, too.
+
+    Every rank must call it, those without a gradient included.
+    """
+    shards, sources = grads.shards, grads.sources
+    if shards is None:
+        wholes = _wholes(lifted, p, sources, scopes)
+    elif p == 0 and shards.plan.sets:  # counts tensors; whether one has an element that is not 0, all its ranks decide
+        each = each_over_ranks(lifted, p, grads, once=True)
+        wholes = _wholes(each, p, range(len(each)), scopes)
+    else:
+        wholes = _over_sets(lifted, p, sources, shards, scopes, label)
+    for group in groups:
+        wholes = merge_ranks(wholes, p, group, _home(grads), label)
+    return wholes
+
+
+def each_over_ranks(lifted: Tensor, p: float, grads: Gradients, *, once: bool = False) -> Tensor:
+    """The lifted value of each entry of the list over the ranks that hold its shards; its identity for none.
+
+    `once`: of entries with the same gradient only the first has one. (Not to be asked of the result: an empty shard has
+    no memory that would tell.)
+    """
+    each = torch.cat([lifted, lifted.new_full((1,), norms.identity(p))])[norms.index_on(grads.sources, lifted.device)]
+    if once:
+        first = {place: entry for entry, place in reversed(list(enumerate(grads.sources)))}
+        again = [entry for entry, place in enumerate(grads.sources) if place >= 0 and first[place] != entry]
+        each[norms.index_on(again, each.device)] = norms.identity(p)
+    if grads.shards is None:
+        return each
+    plan = grads.shards.plan
+    for number, one in enumerate(plan.sets):
+        shares = [share for share in plan.shares if share.member == number]
+        indices = [norms.index_on(share.entries, each.device) for share in shares]
+        parts = [_part(each[index], p, share.replicas) for index, share in zip(indices, shares, strict=True)]
+        merged = merge_ranks(torch.cat(parts), p, group_of(one), grads.shards.device)
+        each[torch.cat(indices)] = merged
+    return each
+
+
+def _over_sets(
+    lifted: Tensor,
+    p: float,
+    sources: Sequence[int],
+    shards: Shards,
+    scopes: Sequence[Sequence[int]] | None,
+    label: str,
+) -> Tensor:
+    plan = shards.plan
+    sums: dict[int, list[Tensor]] = {}
+    for share in plan.shares:
+        own = [share.entries] if scopes is None else _meet(share.entries, scopes)
+        everything = scopes is None and len(plan.shares) == 1
+        wholes = _wholes(lifted, p, sources, None if everything else own)
+        sums.setdefault(share.member, []).append(_part(wholes, p, share.replicas))
+    merged = {member: reduce(norms.merger(p), parts) for member, parts in sums.items()}
+    for number, one in enumerate(plan.sets):
+        merged[number] = merge_ranks(merged[number], p, group_of(one), shards.device, f"{label}{plan.count(number)}")
+    return reduce(norms.merger(p), (merged[member] for member in sorted(merged)))
+
+
+def _meet(entries: Sequence[int], scopes: Sequence[Sequence[int]]) -> list[list[int]]:
+    own = set(entries)
+    return [[entry for entry in scope if entry in own] for scope in scopes]
+
+
+def _part(lifted: Tensor, p: float, replicas: int) -> Tensor:
+    """What one of several ranks with the same elements contributes. (Not all of it from one: the NaN of any shows.)"""
+    return lifted if replicas == 1 or math.isinf(p) else lifted / replicas
+
+
+def _wholes(lifted: Tensor, p: float, sources: Sequence[int], scopes: Sequence[Sequence[int]] | None) -> Tensor:
+    if scopes is None:
+        return norms.whole(lifted, p).reshape(1)
+    places = [sorted({sources[entry] for entry in entries} - {-1}) for entries in scopes]
+    return torch.stack([norms.whole(norms.select(lifted, own), p) for own in places])
+
+
+def merge_ranks(
+    lifted: Tensor, p: float, group: ProcessGroup, home: torch.device | None = None, label: str = ""
+) -> Tensor:
     """Lifted values (fp64, any shape) over all ranks of `group`, the same on each of them.
 
-    One all-reduce, of one or two fp64 numbers for each. Every rank must call it, those without a gradient included.
+    One all-reduce, of one or two fp64 numbers for each, from the device `home` if the group can. Every rank must call
+    it, those without a gradient included. Ranks that want different things (orders, numbers of values, labels) get an
+    error on the CPU, and NaN on a device, which is not waited for; never a number that is wrong.
     """
-    values = lifted if math.isfinite(p) else _extreme(lifted, p)
-    values = values.to(_device_for(lifted.device, group), copy=True)
-    all_reduce(values, ReduceOp.SUM if math.isfinite(p) else ReduceOp.MAX, group)
-    values = values.to(lifted.device)
-    return values if math.isfinite(p) else torch.where(values[1] > 0, math.nan, values[0] * math.copysign(1, p))
+    is_extreme = math.isinf(p)
+    values = _extreme(lifted, p) if is_extreme else lifted
+    code = zlib.crc32(f"{p} {tuple(lifted.shape)} {label}".encode()) & 0xFFFF  # n squares of it add up without rounding
+    n = 1 if is_extreme else group.size()
+    own = (code, -code if is_extreme else code * code)
+    packed = torch.cat([values.reshape(-1), _numbers(own, values.device)])
+    packed = _all_reduce(packed, "max" if is_extreme else "sum", group, home or lifted.device).to(lifted.device)
+    agrees = (packed[-2:] == _numbers((n * own[0], n * own[1]), packed.device)).all()
+    if packed.device.type != "cpu":
+        packed = torch.where(agrees, packed, math.nan)
+    elif not agrees:
+        raise RuntimeError(
+            f"the ranks of a process group of {group.size()} ask for different norms: here of order {p}, "
+            f"{lifted.numel()} of them{label and f' ({label})'}. Every rank must make the same call, with the same "
+            "norm_type, the same scopes in the same order and the same sharded parameters, those without a gradient "
+            "included. No gradient has been changed"
+        )
+    values = packed[:-2].view(values.shape)
+    return torch.where(values[1] > 0, math.nan, values[0] * math.copysign(1, p)) if is_extreme else values
+
+
+@lru_cache(maxsize=64)
+def _numbers(numbers: tuple[int, int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device=device)
+
+
+def _all_reduce(values: Tensor, operation: str, group: ProcessGroup, home: torch.device) -> Tensor:
+    values = values.to(_device_for(home, group), copy=True)
+    if as_torch.get():
+        from torch.distributed import _functional_collectives as functional
+
+        reduced: Tensor = functional.wait_tensor(functional.all_reduce(values, operation, group))  # type: ignore[no-untyped-call]
+        return reduced
+    dist.all_reduce(values, ReduceOp.SUM if operation == "sum" else ReduceOp.MAX, group)
+    return values
 
 
 def _extreme(lifted: Tensor, p: float) -> Tensor:
@@ -29,6 +166,102 @@ def _extreme(lifted: Tensor, p: float) -> Tensor:
 
 
 def _device_for(device: torch.device, group: ProcessGroup) -> torch.device:
-    """`device`, or one that the group's backend can communicate from (a rank without gradients starts on the CPU)."""
+    """`device`, or one that the group's backend can communicate from: NCCL knows no CPU, gloo beside it does."""
     kinds = [d.type for d in group._device_types]
     return device if device.type in kinds or not kinds else torch.device(kinds[0])
+
+
+def _home(grads: Gradients) -> torch.device | None:
+    """That all ranks know: where gradients are may differ, as some have none."""
+    return None if grads.shards is None else grads.shards.device
+
+
+_made: dict[tuple[int, ...], ProcessGroup] = {}
+atexit.register(_made.clear)  # process groups want to be freed before the interpreter is
+
+
+def group_of(one: ReduceSet) -> ProcessGroup:
+    """The process group of a reduce set, which is created when it is first needed and there is none."""
+    if one.group is None:
+        one.group = _find_group(one)
+    return one.group  # type: ignore[no-any-return]
+
+
+def _find_group(one: ReduceSet) -> ProcessGroup:
+    if len(one.dims) == 1:
+        return one.mesh.get_group(one.dims[0])
+    ranks = tuple(sorted(one.ranks))
+    if len(ranks) == dist.get_world_size():
+        return dist.group.WORLD  # type: ignore[return-value]
+    group = _made.get(ranks)
+    if group is None or not _is_alive(group):
+        # Only its members take part, those of all such sets in the order of their ranks: no two can wait in a circle.
+        group = _made[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
+    return group
+
+
+def _is_alive(group: ProcessGroup) -> bool:
+    try:
+        return bool(dist.get_process_group_ranks(group))
+    except (KeyError, ValueError, RuntimeError):  # the world that it was made in has been destroyed
+        return False
+
+
+def sum_partials(grads: Gradients, p: float) -> list[Batch]:
+    """What is read of gradients of which this rank holds one part of the sum: the whole sum. Others as they are.
+
+    One all-reduce per set of ranks and dtype, of as many bytes as these gradients have (16-bit ones in fp32).
+    """
+    assert grads.shards is not None
+    together: dict[tuple[tuple[int, ...], str], list[int]] = {}
+    for entry, partial in grads.shards.plan.partials.items():
+        dtensor = grads.shards.dtensors[entry]
+        if dtensor is not None:
+            together.setdefault((partial.over.ranks, str(dtensor.dtype)), []).append(entry)
+    sums: dict[int, Tensor] = {}
+    for _, entries in sorted(together.items()):
+        sums.update(_sums(grads.shards, entries))
+    read = dict(enumerate(grads.tensors()))
+    for entry, total in sums.items():
+        place = grads.sources[entry]
+        read[place] = flatten(total, grads.name(place), p, writable=False).read
+    firsts = grads.first_places()
+    return [
+        Batch([read[first + i] for i in range(len(batch.tensors))], batch.device)
+        for batch, first in zip(grads.reads, firsts, strict=True)
+    ]
+
+
+def _sums(shards: Shards, entries: Iterable[int]) -> dict[int, Tensor]:
+    """The sums of gradients of one dtype, by entry, over one set of ranks."""
+    entries = list(entries)
+    partials = [shards.plan.partials[entry] for entry in entries]
+    parts = [_wide(local_of(shards.dtensors[entry])) for entry in entries]  # type: ignore[arg-type]
+    flat = torch.cat([(part / partial.divisor).flatten() for part, partial in zip(parts, partials, strict=True)])
+    real = torch.view_as_real(flat) if flat.is_complex() else flat
+    total = _all_reduce(real, "sum", group_of(partials[0].over), shards.device).to(flat.device)
+    total = torch.view_as_complex(total) if flat.is_complex() else total
+    sums = torch.split(total, [part.numel() for part in parts])
+    return {entry: one.view(part.shape) for entry, one, part in zip(entries, sums, parts, strict=True)}
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor if tensor.is_complex() or tensor.dtype == torch.float64 else tensor.float()
+
+
+def replicated(norm: Tensor, shards: Shards) -> Tensor:
+    """The norm as torch returns it for DTensors, but complete on every rank: replicated on a mesh of one dimension."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = _flat_mesh(shards.plan)
+    return DTensor.from_local(norm.to(mesh.device_type), mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
+def _flat_mesh(plan: Plan) -> DeviceMesh:
+    if plan.mesh.ndim == 1 or not plan.sets:
+        return plan.mesh
+    one = plan.sets[0]
+    if one.flat_mesh is None:
+        one.flat_mesh = DeviceMesh.from_group(group_of(one), one.mesh.device_type)
+    return one.flat_mesh  # type: ignore[no-any-return]

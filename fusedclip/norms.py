@@ -10,7 +10,9 @@ Nothing here makes the host wait for a device. `csrc/norm_ops.h` is the same pag
 """
 
 import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import NamedTuple, Protocol
 
 import torch
@@ -67,6 +69,30 @@ def on_device(value: float | Tensor, device: torch.device) -> Tensor:
     return torch.full((), value, dtype=torch.float64, device=device)
 
 
+def index_on(places: Sequence[int], device: torch.device) -> Tensor:
+    """Places as an index that the host need not wait for."""
+    return sent(torch.tensor(places, dtype=torch.int64, device="cpu"), device)
+
+
+def sent(index: Tensor, device: torch.device) -> Tensor:
+    """From the host to a device, without waiting for that."""
+    return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
+
+
+def runs(places: Sequence[int]) -> list[slice]:
+    """Ascending places as a few slices, which unlike an index need not be brought to a device."""
+    slices = []
+    for _, run in groupby(enumerate(places), lambda pair: pair[1] - pair[0]):
+        first, *rest = (place for _, place in run)
+        slices.append(slice(first, (rest[-1] if rest else first) + 1))
+    return slices
+
+
+def select(lifted: Tensor, places: Sequence[int]) -> Tensor:
+    """The values at ascending places."""
+    return torch.cat([lifted[run] for run in runs(places)]) if places else lifted[:0]
+
+
 def identity(p: float) -> float:
     """The lifted value of no elements at all."""
     return math.inf if p == -math.inf else 0.0
@@ -91,6 +117,18 @@ def combine(lifted: Tensor, p: float) -> Tensor:
     torch takes the norm of the tensors' norms; for p = 0 that counts the tensors with any non-zero element.
     """
     return fold(lift(lifted, 0), p) if counts_tensors(p) else merge(lifted, p)
+
+
+def whole(lifted: Tensor, p: float) -> Tensor:
+    """The lifted value of gradients together, 0-d, from those of each, of none as well."""
+    return combine(lifted, p) if len(lifted) else lifted.new_full((), identity(p))
+
+
+def merger(p: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Of the lifted values of two parts, elementwise."""
+    if p == math.inf:
+        return torch.maximum
+    return torch.minimum if p == -math.inf else torch.add
 
 
 def merge(lifted: Tensor, p: float) -> Tensor:

@@ -11,23 +11,19 @@ brought home, here alone, and also when an interrupt arrives while an engine wri
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import compress
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import backends, norms
 from ._extension import subnormals_count
-from .arguments import explain_no_gradients
+from .arguments import Peers, explain_no_gradients
 from .backends import Backend, Written, serving
 from .gradients import Gradients, Write, from_sweep, gather, refuse_shared
 from .norms import Clipped, ClipRule, Rule
-from .torch_internals import increment_version
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from .torch_internals import as_torch, increment_version
 
 
 def clip_list_(
@@ -36,10 +32,10 @@ def clip_list_(
     p: float,
     rule: ClipRule,
     error_if_nonfinite: bool,
-    group: "ProcessGroup | None",
+    peers: Peers | None,
 ) -> Tensor:
     """The norm of the gradients of `items`, which are clipped; or of the items themselves, if `attribute` is None."""
-    in_one_call = group is None and type(rule.max_norm) is float
+    in_one_call = peers is None and type(rule.max_norm) is float
     engine = backends.for_lists() if in_one_call else None
     if engine is None:
         grads = gather(items, attribute, p=p)
@@ -52,12 +48,21 @@ def clip_list_(
                 increment_version(written)
         if type(found) is Tensor:
             return found
-        grads = from_sweep(found, attribute)
+        grads = from_sweep(items, found, attribute)
     if attribute is None:
-        return norm(grads, p, error_if_nonfinite=error_if_nonfinite, group=group)
+        return handed_out(norm(grads, p, error_if_nonfinite=error_if_nonfinite, peers=peers), grads)
     if not grads.reads:
         explain_no_gradients(items, attribute)
-    return clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group).norm
+    return handed_out(clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers).norm, grads)
+
+
+def handed_out(norm: Tensor, grads: Gradients) -> Tensor:
+    """As it is, or as a DTensor to callers of torch's function where torch returns one."""
+    if grads.shards is None or not as_torch.get():
+        return norm
+    from .distributed import replicated
+
+    return replicated(norm, grads.shards)
 
 
 def clip_(
@@ -66,7 +71,7 @@ def clip_(
     rule: Rule,
     *,
     error_if_nonfinite: bool = False,
-    group: "ProcessGroup | None" = None,
+    peers: Peers | None = None,
     multiplier: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Clipped:
@@ -75,9 +80,9 @@ def clip_(
     `multiplier` (0-d, on any device): the gradients are multiplied by it as well, in the same write pass; norm and rule
     are those of the product.
     """
-    engine = _fusing(grads, p, group, error_if_nonfinite)
+    engine = _fusing(grads, p, peers, error_if_nonfinite)
     if engine is None or not isinstance(rule, ClipRule) or grads.writes[0].places is not None:
-        exact, coef = measure(grads, p, rule, error_if_nonfinite=error_if_nonfinite, group=group, multiplier=multiplier)
+        exact, coef = measure(grads, p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers, multiplier=multiplier)
         scale_(grads, coef, zero=rule.zero_nonfinite)
         return Clipped(rounded(exact, dtype or grads.dtype, finite=error_if_nonfinite), coef)
     there = None if multiplier is None else multiplier.to(grads.device)
@@ -86,9 +91,9 @@ def clip_(
     return clipped
 
 
-def _fusing(grads: Gradients, p: float, group: "ProcessGroup | None", error_if_nonfinite: bool) -> Backend | None:
+def _fusing(grads: Gradients, p: float, peers: Peers | None, error_if_nonfinite: bool) -> Backend | None:
     """The engine that does all of it at once, if there is one and nothing stands between the two passes."""
-    if group is not None or error_if_nonfinite or len(grads.reads) != 1:
+    if error_if_nonfinite or len(grads.reads) != 1 or not stays_here(grads, peers):
         return None
     engine = serving(grads.reads[0])
     return engine if engine.fuses(p) else None
@@ -100,75 +105,112 @@ def measure(
     rule: Rule,
     *,
     error_if_nonfinite: bool = False,
-    group: "ProcessGroup | None" = None,
+    peers: Peers | None = None,
     multiplier: Tensor | None = None,
 ) -> Clipped:
     """What `clip_` does but for the write pass: the coefficient is for someone else to apply. The norm is in fp64."""
-    if not grads.reads and group is None:
+    if not grads.reads and stays_here(grads, peers):
         return Clipped(_nothing().double(), torch.ones((), dtype=torch.float64, device="cpu"))
-    return norms.clipped(_exact_norm(grads, p, error_if_nonfinite, group), p, rule, multiplier)
+    return norms.clipped(_exact_norm(grads, p, error_if_nonfinite, peers), p, rule, multiplier)
 
 
-def norm(grads: Gradients, p: float, *, error_if_nonfinite: bool, group: "ProcessGroup | None") -> Tensor:
+def norm(grads: Gradients, p: float, *, error_if_nonfinite: bool, peers: Peers | None) -> Tensor:
     """The norm of all gradients, in the dtype of results. Waits for the device only if `error_if_nonfinite`."""
-    if not grads.reads and group is None:
+    if not grads.reads and stays_here(grads, peers):
         return _nothing()
-    engine = _fusing(grads, p, group, error_if_nonfinite)
+    engine = _fusing(grads, p, peers, error_if_nonfinite)
     if engine is not None:
         return engine.norm(grads.reads[0], p, grads.dtype)
-    return as_result(_exact_norm(grads, p, error_if_nonfinite, group), grads, finite=error_if_nonfinite)
+    return as_result(_exact_norm(grads, p, error_if_nonfinite, peers), grads, finite=error_if_nonfinite)
 
 
-def _exact_norm(grads: Gradients, p: float, error_if_nonfinite: bool, group: "ProcessGroup | None") -> Tensor:
+def _exact_norm(grads: Gradients, p: float, error_if_nonfinite: bool, peers: Peers | None) -> Tensor:
     lifted = lift_each(grads, p)
-    exact = norms.finish(total(lifted, p, group), p)
+    exact = norms.finish(total(lifted, p, grads, peers), p)
     if error_if_nonfinite:
         raise_if_nonfinite(exact, lifted, grads, p)
     return exact
 
 
-def lift_each(grads: Gradients, p: float) -> Tensor:
-    """Lifted value of each gradient, fp64, in the order of the batches, on the first gradient's device."""
+def lift_each(grads: Gradients, p: float, *, alone: bool = False) -> Tensor:
+    """Lifted value of each gradient, fp64, in the order of the batches, on the first gradient's device.
+
+    Of DTensors that of this rank's shard; partial ones are summed over their ranks first, but for `alone`.
+    """
     if not grads.reads:
-        return torch.empty(0, dtype=torch.float64, device="cpu")
-    lifted = [serving(batch).lift(batch, p) for batch in grads.reads]
+        return torch.empty(0, dtype=torch.float64, device=grads.device)
+    reads = grads.reads
+    if grads.shards is not None and grads.shards.plan.partials and not alone:
+        from .distributed import sum_partials  # not before it is asked for: a build of torch may lack it
+
+        reads = sum_partials(grads, p)
+    lifted = [serving(batch).lift(batch, p) for batch in reads]
     return lifted[0] if len(lifted) == 1 else torch.cat([part.to(grads.device) for part in lifted])
 
 
-def total(lifted: Tensor, p: float, group: "ProcessGroup | None") -> Tensor:
-    """The lifted value of the whole list, 0-d, over all ranks of `group`."""
-    return over_ranks(whole(lifted, p), p, group)
+def stays_here(grads: Gradients, peers: Peers | None) -> bool:
+    """Whether this rank's gradients are all there are."""
+    return peers is None and (grads.shards is None or grads.shards.plan.is_local)
 
 
-def whole(lifted: Tensor, p: float) -> Tensor:
-    """The lifted value of gradients together, 0-d, from [U] of each."""
-    return norms.combine(lifted, p) if len(lifted) else lifted.new_full((), norms.identity(p))
+def total(lifted: Tensor, p: float, grads: Gradients, peers: Peers | None) -> Tensor:
+    """The lifted value of the whole list, 0-d, over all ranks."""
+    return norms.whole(lifted, p) if stays_here(grads, peers) else totals(lifted, p, grads, peers, None)[0]
 
 
-def over_ranks(lifted: Tensor, p: float, group: "ProcessGroup | None") -> Tensor:
-    """Lifted values of this rank to those of all ranks of `group`."""
-    if group is None:
-        return lifted
-    from .distributed import merge_ranks  # not before it is asked for: a build of torch may lack it
+def totals(
+    lifted: Tensor,
+    p: float,
+    grads: Gradients,
+    peers: Peers | None,
+    scopes: Sequence[Sequence[int]] | None,
+    label: str = "",
+) -> Tensor:
+    """That of each scope (its entries), [S]. Ranks with different labels get an error."""
+    from . import distributed
 
-    return merge_ranks(lifted, p, group)
+    if peers is not None and peers.uncounted:
+        places = {grads.sources[entry] for entry in peers.uncounted} - {-1}
+        lifted = lifted.clone()
+        for run in norms.runs(sorted(places)):
+            lifted[run] = norms.identity(p)
+    return distributed.totals(lifted, p, grads, () if peers is None else peers.groups, scopes, label)
 
 
-def found_inf(grads: Gradients, p: float, exact: Tensor, group: "ProcessGroup | None") -> Tensor:
+def norm_of_each(grads: Gradients, p: float) -> tuple[Tensor, Tensor]:
+    """The norm of each gradient, over the ranks that hold its shards, in fp64: by place, [U], and by entry, [T].
+
+    An entry without a gradient has 0.
+    """
+    lifted = lift_each(grads, p)
+    if stays_here(grads, None):
+        each = norms.finish(lifted, p)
+        return each, spread(each, grads)
+    from . import distributed
+
+    by_entry = norms.finish(distributed.each_over_ranks(lifted, p, grads), p)
+    entry_of = {place: entry for entry, place in reversed(list(enumerate(grads.sources)))}
+    entries = [entry_of[place] for place in range(len(lifted))]
+    return by_entry[norms.index_on(entries, by_entry.device)], by_entry
+
+
+def found_inf(grads: Gradients, p: float, exact: Tensor, peers: Peers | None) -> Tensor:
     """Whether any gradient (of any rank of the group) is NaN or inf: 1 or 0, fp32, 0-d, as torch's optimizers want it.
 
     `exact` is their norm in fp64, or those of scopes, [S]. That tells, except for the orders and dtypes that need a
     second read; this may come after the write pass, in which NaN and inf stay one or the other.
     """
     # Ranks may hold different dtypes, and have to agree on whether there is another all-reduce.
-    if not norms.shows_nonfinite(p, grads.dtype if group is None else torch.float32):
-        return found_inf_by_reading(grads, group)
+    if not norms.shows_nonfinite(p, grads.dtype if peers is None else torch.float32):
+        return found_inf_by_reading(grads, peers)
     return exact.isfinite().all().logical_not().to(torch.float32)
 
 
-def found_inf_by_reading(grads: Gradients, group: "ProcessGroup | None") -> Tensor:
-    """The same from a read pass of its own."""
-    return found_inf(grads, math.inf, total(lift_each(grads, math.inf), math.inf, group), None)
+def found_inf_by_reading(grads: Gradients, peers: Peers | None, *, alone: bool = False) -> Tensor:
+    """The same from a read pass of its own. `alone`: of this rank's gradients, without asking the others."""
+    lifted = lift_each(grads, math.inf, alone=alone)
+    largest = norms.whole(lifted, math.inf) if alone else total(lifted, math.inf, grads, peers)
+    return found_inf(grads, math.inf, largest, None)
 
 
 def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False, checked: bool = False) -> None:
@@ -184,7 +226,7 @@ def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False, checked: bool 
         if coef.dim():
             part = coef[first : first + write.read_count]
             if write.places is not None:
-                part = part[_index(write.places, part.device)]
+                part = part[norms.index_on(write.places, part.device)]
         return engine.scale_(write.batch, part.to(write.batch.device), zero=zero)
 
     _write_all(grads, scale)
@@ -192,6 +234,12 @@ def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False, checked: bool 
 
 def clamp_(grads: Gradients, bound: float) -> None:
     """Every element into [-bound, bound]."""
+    partial = None if grads.shards is None else grads.shards.partial()
+    if partial is not None:
+        raise TypeError(
+            f"{grads.name(grads.sources[partial])} is a DTensor of which this rank holds one part of a sum, and the "
+            "sum of clamped parts is not the clamped sum; .redistribute() it first"
+        )
     _write_all(grads, lambda engine, write, first: engine.clamp_(write.batch, bound))
 
 
@@ -247,7 +295,7 @@ class _Writing:
         twins = [twin for twin, place in self.write.twins if isinstance(self.written, bool) or self.written[place]]
         if not isinstance(self.written, bool):
             tensors = list(compress(tensors, self.written))
-        increment_version(tensors + twins)
+        increment_version(tensors + twins + self.grads.dtensors(self.write, self.first, self.written))
         self.grads.bring_home(self.write, self.first, self.written)
 
 
@@ -265,25 +313,12 @@ def insist(step: Callable[[], None]) -> None:
 
 
 def spread(values: Tensor, grads: Gradients) -> Tensor:
-    """[U] values in the order of the batches to one per entry of the list, in the dtype of results.
-
-    An entry without a gradient gets 0.
-    """
-    values = as_result(values, grads)
+    """[U] values in the order of the batches to one per entry of the list; 0 for an entry without a gradient."""
     sources = grads.packed_sources
     if sources is None:
         return values
-    index = torch.frombuffer(sources, dtype=torch.int64)
-    return torch.cat([values, values.new_zeros(1)])[_on_device(index, values.device)]  # -1: the last
-
-
-def _index(places: list[int], device: torch.device) -> Tensor:
-    """Places as an index that the host need not wait for."""
-    return _on_device(torch.tensor(places, dtype=torch.int64, device="cpu"), device)
-
-
-def _on_device(index: Tensor, device: torch.device) -> Tensor:
-    return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
+    index = norms.sent(torch.frombuffer(sources, dtype=torch.int64), values.device)
+    return torch.cat([values, values.new_zeros(1)])[index]  # -1: the last
 
 
 def as_result(exact: Tensor, grads: Gradients, *, finite: bool = False) -> Tensor:

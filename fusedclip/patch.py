@@ -13,7 +13,7 @@ import torch
 import torch.nn.utils.clip_grad as torch_clip
 
 from . import clip
-from .torch_internals import TorchOnly
+from .torch_internals import TorchOnly, as_torch
 
 _OURS: dict[str, Callable[..., Any]] = {
     "clip_grad_norm_": clip.clip_grad_norm_,
@@ -85,10 +85,13 @@ def _replacement(ours: Callable[..., Any], original: Callable[..., Any]) -> Call
             args = (_kept(args[0]), *args[1:])
         elif noun in kwargs:
             kwargs[noun] = _kept(kwargs[noun])
+        token = as_torch.set(True)
         try:
             return ours(*args, **kwargs)
         except TorchOnly:  # raised before anything is written
             return original(*args, **kwargs)
+        finally:
+            as_torch.reset(token)
 
     return ours_or_original
 

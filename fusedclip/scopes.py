@@ -1,18 +1,15 @@
 """Several sets of gradients, each with a norm and a limit of its own, in one read pass and one write pass."""
 
 from collections.abc import Sequence
-from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import norms, passes
+from .arguments import Peers
 from .gradients import Gradients, refuse_shared
 from .norms import Clipped, Rule
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 
 class Scope(NamedTuple):
@@ -20,6 +17,7 @@ class Scope(NamedTuple):
 
     entries: Sequence[int]
     rule: Rule
+    name: str = ""
 
 
 def measure_scopes(
@@ -28,22 +26,27 @@ def measure_scopes(
     scopes: list[Scope],
     *,
     error_if_nonfinite: bool = False,
-    group: "ProcessGroup | None" = None,
+    peers: Peers | None = None,
     multiplier: Tensor | None = None,
 ) -> list[Clipped]:
     """Norm and coefficient of each scope, fp64 and 0-d, on the first gradient's device; nothing is written.
 
-    Over the ranks of `group` in one all-reduce. Raises ValueError if two scopes share a gradient, or its memory.
+    Over other ranks in one all-reduce for all scopes. Raises ValueError if two scopes share a gradient, or its memory.
     """
     places = _places(grads, scopes)
     refuse_shared(grads, {place: number for number, own in enumerate(places) for place in own}.get)
     lifted = passes.lift_each(grads, p)
-    wholes = torch.stack([passes.whole(_select(lifted, own), p) for own in places])
-    exact = norms.finish(passes.over_ranks(wholes, p, group), p)
+    alone = passes.stays_here(grads, peers)
+    if alone:
+        wholes = torch.stack([norms.whole(norms.select(lifted, own), p) for own in places])
+    else:
+        label = "".join(f"{scope.name}: " for scope in scopes if scope.name)
+        wholes = passes.totals(lifted, p, grads, peers, [scope.entries for scope in scopes], label)
+    exact = norms.finish(wholes, p)
     if error_if_nonfinite:
         passes.raise_if_nonfinite(exact, lifted, grads, p)
     return [
-        norms.clipped(norm if own or group is not None else torch.zeros_like(norm), p, scope.rule, multiplier)
+        norms.clipped(norm if own or not alone else torch.zeros_like(norm), p, scope.rule, multiplier)
         for norm, own, scope in zip(exact.unbind(), places, scopes, strict=True)
     ]
 
@@ -56,15 +59,14 @@ def scale_scopes_(grads: Gradients, scopes: list[Scope], coefs: list[Tensor], *,
         return None
     each = torch.ones(len(grads), dtype=torch.float64, device=grads.device)
     for own, coef in zip(_places(grads, scopes), coefs, strict=True):
-        for run in _runs(own):
+        for run in norms.runs(own):
             each[run] = coef
     return passes.scale_(grads, each, zero=zero, checked=True)
 
 
 def scope_result(norm: Tensor, grads: Gradients, scope: Scope) -> Tensor:
     """A scope's norm in the dtype of results: fp64 if any gradient of its own is."""
-    own = {grads.sources[entry] for entry in scope.entries} if grads.is_double else ()
-    return passes.rounded(norm, grads.dtype_of(own))
+    return passes.rounded(norm, grads.dtype_of(scope.entries))
 
 
 def _places(grads: Gradients, scopes: list[Scope]) -> list[list[int]]:
@@ -79,16 +81,3 @@ def _places(grads: Gradients, scopes: list[Scope]) -> list[list[int]]:
     for place, number in sorted(scope_of.items()):
         places[number].append(place)
     return places
-
-
-def _runs(places: list[int]) -> list[slice]:
-    """Ascending places as a few slices, which unlike an index need not be brought to a device."""
-    runs = []
-    for _, run in groupby(enumerate(places), lambda pair: pair[1] - pair[0]):
-        first, *rest = (place for _, place in run)
-        runs.append(slice(first, (rest[-1] if rest else first) + 1))
-    return runs
-
-
-def _select(lifted: Tensor, places: list[int]) -> Tensor:
-    return torch.cat([lifted[run] for run in _runs(places)]) if places else lifted[:0]

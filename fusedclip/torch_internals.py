@@ -13,6 +13,7 @@
 
 and, where they are used (gradients/layouts.py, amp.py, optim/):
 
+    DTensor._local_tensor, ._spec                             AttributeError for DTensors
     Tensor._values, ._indices                                 AttributeError for sparse gradients
     torch._C._disabled_torch_dispatch_impl,                   AttributeError for gradients of a subclass
         .DisableTorchFunctionSubclass
@@ -27,6 +28,7 @@ All of them are in torch 2.13; those of the first list but _increment_version we
 
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from types import FrameType, SimpleNamespace
 from typing import Any, TypeVar
 
@@ -41,13 +43,13 @@ class TorchOnly(NotImplementedError):
     """torch's own function can do what was asked for, fusedclip's cannot. `patch_torch` then calls torch's."""
 
 
-def refuse_dtensor(tensor: Tensor, name: str, way_out: str = "call torch's function for such lists") -> None:
+def is_dtensor(tensor: object) -> bool:
     # Looked up by name: importing torch.distributed.tensor takes long, and a build of torch may lack it.
-    if any(cls.__name__ == "DTensor" for cls in type(tensor).__mro__):
-        raise TorchOnly(
-            f"{name} is a DTensor, of which fusedclip sees this rank's shard only; {way_out} (fusedclip.patch_torch() "
-            "leaves them to torch by itself)"
-        )
+    return type(tensor) is not Tensor and any(cls.__name__ == "DTensor" for cls in type(tensor).__mro__)
+
+
+as_torch: ContextVar[bool] = ContextVar("fusedclip_as_torch", default=False)
+"""Whether it was torch's function that was called: then collectives are functional ones and norms DTensors, as its."""
 
 
 is_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from . import oracle
 from .conftest import Engine, copies, engines, parameters
 from .device_waits import no_waits
 from .host_reads import host_reads
-from .two_ranks import on_two_ranks
+from .ranks import on_two_ranks
 
 ORDERS = [2.0, 1.0, math.inf, 3.0, 0.5, 0.0, -1.0, -math.inf]
 

@@ -240,9 +240,17 @@ def test_defer_is_checked_at_registration(defer: Any) -> None:
 @pytest.mark.parametrize(
     ("group", "error", "words"),
     [
-        ("world", TypeError, "group= must be a torch.distributed.ProcessGroup or None, got 'world' (str)"),
-        ([0, 1], TypeError, "group= must be a torch.distributed.ProcessGroup or None, got list of length 2"),
-        (np.ones(2), TypeError, "group= must be a torch.distributed.ProcessGroup or None, got ndarray"),
+        (
+            "world",
+            TypeError,
+            "group= must be a torch.distributed.ProcessGroup, a list of them or None, got 'world' (str)",
+        ),
+        (
+            [0, 1],
+            TypeError,
+            "group= must be a torch.distributed.ProcessGroup, a list of them or None, got list of length 2",
+        ),
+        (np.ones(2), TypeError, "group= must be a torch.distributed.ProcessGroup, a list of them or None, got ndarray"),
         (-100, ValueError, "group= is a process group that this rank does not belong to"),
     ],
 )

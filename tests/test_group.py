@@ -12,7 +12,7 @@ import fusedclip
 
 from . import oracle
 from .conftest import parameters
-from .two_ranks import on_two_ranks
+from .ranks import on_two_ranks
 
 NORM_TYPES = [2.0, 1.0, 3.0, 0.0, math.inf, -math.inf]
 
@@ -91,25 +91,6 @@ def wrong_groups_are_refused(rank: int) -> None:
     assert all(torch.equal(g, b) for g, b in zip(grads, before, strict=True))
 
 
-def dtensors_are_refused(rank: int) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-
-    mesh = init_device_mesh("cpu", (2,))
-    weight = torch.nn.Parameter(distribute_tensor(torch.randn(4, 4), mesh, [Shard(0)]))
-    weight.grad = distribute_tensor(torch.randn(4, 4), mesh, [Shard(0)])
-    plain = torch.nn.Parameter(torch.zeros(2))
-    plain.grad = torch.ones(2)
-    for call in (
-        lambda: fusedclip.clip_grad_norm_([plain, weight], 1e-3),
-        lambda: fusedclip.clip_grad_value_([plain, weight], 1e-3),
-        lambda: fusedclip.get_total_norm([weight.grad]),
-    ):
-        with pytest.raises(NotImplementedError, match=r"\[(0|1)\].* is a DTensor"):
-            call()
-    assert (plain.grad == 1).all()
-
-
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -119,7 +100,6 @@ def dtensors_are_refused(rank: int) -> None:
         all_ranks_raise_together,
         a_rank_without_gradients_takes_part,
         wrong_groups_are_refused,
-        dtensors_are_refused,
     ],
 )
 def test_two_ranks(scenario: Callable[[int], None]) -> None:

@@ -1,6 +1,5 @@
-"""Under patch_torch() lists with DTensors (FSDP2, tensor parallelism) stay torch's; unpatched, the error says so."""
+"""DTensors through patch_torch(): torch's callers get what torch gave them. One process; tests/distributed has more."""
 
-import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -74,49 +73,74 @@ def test_siblings(mesh: DeviceMesh, collect: Callable[[list[Tensor]], list[Tenso
     assert elements(params) == [pytest.approx([0.5, 0]), pytest.approx([0, 0.5])]
 
 
-def test_some_gradients_only(mesh: DeviceMesh) -> None:
-    """torch mixes the two nowhere but in clip_grad_value_ without foreach; its errors are the ones to see."""
-    params = [*parameters([torch.tensor([5.0, 5.0])]), *sharded(mesh)]
+def test_mixed_with_plain_gradients(mesh: DeviceMesh) -> None:
+    """torch raises for such lists."""
+    params = [*parameters([torch.tensor([12.0, 0.0])]), *sharded(mesh)]
     with fusedclip.patch_torch():
-        with pytest.raises(RuntimeError, match=re.escape("mixed torch.Tensor and DTensor")):
-            clip_grad_norm_(iter(params), 1.0)
-        clip_grad_value_(iter(params), 1.0, foreach=False)
+        assert total(clip_grad_norm_(iter(params), 1.3)) == 13
     assert params[0].grad is not None
-    assert params[0].grad.tolist() == [1, 1]
-    assert elements(params[1:]) == [[1, 0], [0, 1]]
+    assert params[0].grad.tolist() == pytest.approx([1.2, 0])
+    assert elements(params[1:]) == [pytest.approx([0.3, 0]), pytest.approx([0, 0.4])]
 
 
-def test_plain_gradients_and_a_limit_or_norm_that_is_a_dtensor(mesh: DeviceMesh) -> None:
+def test_limits_and_norms_that_are_dtensors(mesh: DeviceMesh) -> None:
     plain, norm = parameters([torch.tensor([3.0, 4.0])]), get_total_norm(gradients_of(sharded(mesh)))
-    with fusedclip.patch_torch():
-        with pytest.raises(RuntimeError, match=re.escape("mixed torch.Tensor and DTensor")):
-            clip_grads_with_norm_(plain, 1.0, norm)
-        clip_grad_norm_(plain, norm / 2)
+    assert isinstance(norm, DTensor)
+    fusedclip.clip_grads_with_norm_(plain, 2.5, norm)
     assert plain[0].grad is not None
     assert plain[0].grad.tolist() == pytest.approx([1.5, 2])
-    with pytest.raises(NotImplementedError, match=re.escape("total_norm is a DTensor") + ".*full_tensor"):
-        fusedclip.clip_grads_with_norm_(plain, 1.0, norm)
-    with pytest.raises(NotImplementedError, match="max_norm is a DTensor"):
-        fusedclip.clip_grad_norm_(plain, norm)
-    fusedclip.clip_grads_with_norm_(plain, 2.5, norm.full_tensor())  # type: ignore[attr-defined]
-    assert plain[0].grad.tolist() == pytest.approx([0.75, 1])
+    assert fusedclip.clip_grad_norm_(plain, norm) == pytest.approx(2.5)
+    assert plain[0].grad.tolist() == pytest.approx([1.5, 2])
+    fusedclip.clip_grad_value_(plain, norm / 3)
+    assert plain[0].grad.tolist() == pytest.approx([1.5, 5 / 3])
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda params: fusedclip.clip_grad_norm_(params, 1.0),
-        lambda params: fusedclip.get_total_norm(params[1].grad),
-        lambda params: fusedclip.clip_grads_with_norm_(params, 1.0, 5.0),
-        lambda params: fusedclip.clip_grad_value_(params, 1.0),
-    ],
-)
-def test_unpatched_the_error_says_what_works(
-    mesh: DeviceMesh, call: Callable[[list[torch.nn.Parameter]], object]
-) -> None:
-    params = [*parameters([torch.tensor([5.0, 5.0])]), *sharded(mesh)]
-    with pytest.raises(NotImplementedError, match=r"is a DTensor.*torch's function.*patch_torch"):
-        call(params)
-    assert params[0].grad is not None
-    assert params[0].grad.tolist() == [5, 5]
-    assert elements(params[1:]) == [[3, 0], [0, 4]]
+def test_unpatched_norms_are_plain(mesh: DeviceMesh) -> None:
+    params = sharded(mesh)
+    norm = fusedclip.clip_grad_norm_(params, 1.0)
+    assert type(norm) is Tensor
+    assert norm == 5
+    assert type(fusedclip.get_total_norm(gradients_of(params))) is Tensor
+    assert type(fusedclip.get_per_tensor_norms(gradients_of(params))) is Tensor
+
+
+def test_gradients_given_as_parameters(mesh: DeviceMesh) -> None:
+    with pytest.raises(TypeError, match="these look like gradients"):
+        fusedclip.clip_grad_norm_(gradients_of(sharded(mesh)), 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_computed_tensors_are_refused(mesh: DeviceMesh) -> None:
+    with pytest.raises(ValueError, match="is not a leaf"):
+        fusedclip.clip_grad_norm_([sharded(mesh)[0] * 1], 1.0)
+
+
+def test_what_is_inside_is_checked(mesh: DeviceMesh) -> None:
+    params = sharded(mesh)
+    whole = DTensor.from_local(torch.ones(2, dtype=torch.int32), mesh, [Shard(0)], run_check=False)
+    for p, value in zip([*params, whole], [params[0].grad, params[1].grad, whole], strict=True):
+        p.wrong = value  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match=r"parameters\[2\].wrong has dtype torch.int32"):
+        fusedclip.clip_grad_norm_([*params, whole], 1.0, grad_attr="wrong")
+    assert elements(params) == [[3, 0], [0, 4]]
+
+
+def test_gradients_kept_elsewhere(mesh: DeviceMesh) -> None:
+    params = sharded(mesh)
+    for parameter in params:
+        parameter.main_grad, parameter.grad = parameter.grad, None  # type: ignore[attr-defined]
+    assert fusedclip.clip_grad_norm_(params, 1.0, grad_attr="main_grad") == 5
+    assert params[0].main_grad.full_tensor().tolist() == pytest.approx([0.6, 0])
+
+
+def test_specs_are_planned_once(mesh: DeviceMesh) -> None:
+    from fusedclip.gradients import shards
+
+    params = sharded(mesh)
+    fusedclip.clip_grad_norm_(params, 1.0)
+    plan = shards._plans[0]
+    params[0].grad = None
+    fusedclip.clip_grad_norm_(params[1:], 1.0)
+    fusedclip.clip_grad_norm_(params[1:], 1.0)
+    assert shards._plans[0] is not plan
+    assert len(shards._plans) <= 8

@@ -2,7 +2,7 @@
 
 from .batch import Batch
 from .collect import Gradients, Write, from_sweep, gather
-from .layouts import store
+from .layouts import flatten, store
 from .shared import refuse_shared, shares_memory
 
-__all__ = ["Batch", "Gradients", "Write", "from_sweep", "gather", "refuse_shared", "shares_memory", "store"]
+__all__ = ["Batch", "Gradients", "Write", "flatten", "from_sweep", "gather", "refuse_shared", "shares_memory", "store"]

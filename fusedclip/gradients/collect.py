@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import _extension
 from .batch import Batch
 from .layouts import Flat, memory_of
+from .shards import Shards, is_double_spec, note, shards_of
 from .survey import Survey, is_double, name_of
 
 if _extension.C is not None:
@@ -61,6 +62,7 @@ class Gradients:
     flats: dict[int, Flat] = field(default_factory=dict)  # by place: those that could not be taken as they are
     repeated: set[int] = field(default_factory=set)  # places in the memory of an earlier one: written with that one
     is_written: bool = False
+    shards: Shards | None = None  # if any of them is a DTensor
     _sources: list[int] | None = None
     _writes: list[Write] | None = None
 
@@ -83,10 +85,13 @@ class Gradients:
         """Of norms."""
         return torch.float64 if self.is_double else torch.float32
 
-    def dtype_of(self, places: Collection[int]) -> torch.dtype:
-        """Of the norm of some of them."""
+    def dtype_of(self, entries: Collection[int]) -> torch.dtype:
+        """Of the norm of those of some entries."""
         if not self.is_double:
             return torch.float32
+        if self.shards is not None and any(is_double_spec(self.shards.plan.specs[entry]) for entry in entries):
+            return torch.float64
+        places = {self.sources[entry] for entry in entries}
         made_of = (
             (self.flats[place].write if place in self.flats else tensor).dtype
             for place, tensor in enumerate(self.tensors())
@@ -97,7 +102,9 @@ class Gradients:
     @property
     def device(self) -> torch.device:
         """Of the first gradient; results live there."""
-        return self.reads[0].device if self.reads else torch.device("cpu")
+        if self.reads:
+            return self.reads[0].device
+        return torch.device("cpu") if self.shards is None else self.shards.device
 
     def __len__(self) -> int:
         return sum(len(batch.tensors) for batch in self.reads)
@@ -109,6 +116,20 @@ class Gradients:
     def tensors(self) -> Iterator[Tensor]:
         """What is read, in the order of places."""
         return chain.from_iterable(batch.tensors for batch in self.reads)
+
+    def dtensors(self, write: Write, first: int, written: bool | list[bool]) -> list[Tensor]:
+        """Those whose local tensors were written with this batch."""
+        if self.shards is None:
+            return []
+        if isinstance(written, bool) and len(self.reads) == 1:
+            return [dtensor for dtensor in self.shards.dtensors if dtensor is not None]
+        places = write.places or range(write.read_count)
+        if not isinstance(written, bool):
+            places = [place for place, changed in zip(places, written, strict=True) if changed]
+        mine = {first + place for place in places} | self.repeated
+        return [
+            d for place, d in zip(self.sources, self.shards.dtensors, strict=True) if d is not None and place in mine
+        ]
 
     def first_places(self) -> Iterator[int]:
         """Of each batch, the place of its first tensor."""
@@ -162,11 +183,11 @@ def gather(items: list[Tensor], attribute: str | None = "grad", *, p: float | No
     cannot be clipped, naming it; no gradient has been touched then.
     """
     if _extension.C is not None:
-        return from_sweep(_extension.C.gather(items, attribute, p), attribute)
+        return from_sweep(items, _extension.C.gather(items, attribute, p), attribute)
     return _survey_all(items, attribute, p)
 
 
-def from_sweep(gathered: Any, attribute: str | None) -> Gradients:
+def from_sweep(items: list[Tensor], gathered: Any, attribute: str | None) -> Gradients:
     """What the compiled sweep found."""
     batches = [Batch(table.tensors, table.tensors[0].device, table) for table in gathered.lists]
     grads = Gradients(batches, gathered, attribute, any(table.has_float64 for table in gathered.lists))
@@ -175,6 +196,8 @@ def from_sweep(gathered: Any, attribute: str | None) -> Gradients:
             grads.repeated.update(first + place for place in table.repeated)
     if gathered.survey is not None:
         _add_surveyed(grads, gathered.survey)
+    if gathered.specs is not None:
+        _add_shards(grads, shards_of(items, gathered.specs, gathered.dtensors))
     return grads
 
 
@@ -193,7 +216,15 @@ def _survey_all(items: list[Any], attribute: str | None, p: float | None) -> Gra
     memories = [memory_of(grads.flats[n].write) for n in range(len(grads))]
     first = {memory: n for n, memory in reversed(list(enumerate(memories)))}
     grads.repeated = {n for n, memory in enumerate(memories) if memory is not None and first[memory] != n}
+    noted = note(items, attribute)
+    if noted is not None:
+        _add_shards(grads, shards_of(items, *noted))
     return grads
+
+
+def _add_shards(grads: Gradients, shards: Shards) -> None:
+    grads.shards = shards
+    grads.is_double |= shards.plan.is_double
 
 
 def _add_surveyed(grads: Gradients, survey: Survey) -> None:

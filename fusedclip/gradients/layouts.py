@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .._extension import subnormals_count
 from ..dtypes import FLOATING
-from ..torch_internals import refuse_dtensor
 
 
 @dataclass(slots=True)
@@ -63,7 +62,6 @@ def _plain(gradient: Tensor, name: str) -> Tensor:
     """As a torch.Tensor of a layout and dtype that has elements to clip; raises TypeError otherwise."""
     kind = type(gradient)
     if kind is not Tensor and kind is not torch.nn.Parameter:
-        refuse_dtensor(gradient, name)
         # A subclass that dispatches may keep its elements elsewhere; one that doesn't is its own memory.
         if kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
             raise TypeError(f"{name} is a {kind.__name__}, a tensor subclass that fusedclip cannot look into")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..arguments import not_a_tensor, refuse_non_leaf
 from .layouts import Flat, flatten, is_plain, parameter_memory
+from .shards import local_of
 
 
 class Survey:
@@ -34,6 +35,7 @@ class Survey:
         gradient = self._gradient_of(place, entry)
         if gradient is None:
             return None
+        gradient, entry = local_of(gradient), local_of(entry)
         if id(gradient) in self._seen:
             return self._seen[id(gradient)]
         flat = flatten(gradient, name_of(self.attribute, place), self.p, writable=self.attribute is not None)

@@ -5,7 +5,7 @@ fused optimizers, which divide every gradient by `grad_scale` and skip the step 
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -13,16 +13,24 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .. import passes
-from ..arguments import Limit, check_defer, check_group, check_max_norm, check_norm_type, check_on_nonfinite
+from ..arguments import (
+    Elsewhere,
+    Group,
+    Limit,
+    Peers,
+    check_defer,
+    check_group,
+    check_max_norm,
+    check_norm_type,
+    check_on_nonfinite,
+    peers_of,
+)
 from ..gradients import Gradients, gather, shares_memory
 from ..norms import Clipped, ClipRule, follow
 from ..scopes import Scope, measure_scopes, scale_scopes_, scope_result
 from ..torch_internals import outside_graphs, refuse_tracing
 from .skip import combine_flags, prepare_momentum, refuse_unmade_momentum
 from .stand_in import StandIn, is_inner_step, takes_grad_scale
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 Hooked = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -34,7 +42,8 @@ def clip_on_step(
     *,
     on_nonfinite: Literal["propagate", "skip"] = "propagate",
     defer: bool | None = None,
-    group: "ProcessGroup | None" = None,
+    group: Group | None = None,
+    counted_elsewhere: Elsewhere | None = None,
 ) -> "ClipOnStep":
     """Make an optimizer clip its gradients at the start of every `step()`, until `handle.remove()`.
 
@@ -94,8 +103,8 @@ def clip_on_step(
     #     SGD, momentum  1.29     1.29     1.77     1.54
     skip = check_on_nonfinite(on_nonfinite, ("propagate", "skip")) == "skip"
     limit, p = check_max_norm(max_norm), check_norm_type(norm_type)
-    check_group(group)
-    handle = ClipOnStep(limit, p, skip, check_defer(defer), group)
+    ranks = (check_group(group, counted_elsewhere), counted_elsewhere)
+    handle = ClipOnStep(limit, p, skip, check_defer(defer), ranks)
     handle._register(optimizer)
     return handle
 
@@ -119,9 +128,9 @@ class ClipOnStep:
     _is_registered = False  # before _register, after remove() and in a copy
 
     def __init__(
-        self, limit: float | Tensor, p: float, skip: bool, defer: bool | None, group: "ProcessGroup | None"
+        self, limit: float | Tensor, p: float, skip: bool, defer: bool | None, ranks: tuple[Any, Elsewhere | None]
     ) -> None:
-        self._limit, self._p, self._skip, self._defer, self._group = limit, p, skip, defer, group
+        self._limit, self._p, self._skip, self._defer, self._ranks = limit, p, skip, defer, ranks
         self.group_norms = {}
 
     def remove(self) -> None:
@@ -210,14 +219,14 @@ class ClipOnStep:
         self._check(optimizer)
         if stand_in is None:
             refuse_unmade_momentum(optimizer)
-        grads, scopes = self._gather(optimizer)
+        grads, scopes, peers = self._gather(optimizer)
         scale = getattr(optimizer, "grad_scale", None)  # a GradScaler's: these gradients are still too large by that
         defer = stand_in is not None and len(scopes) == 1 and self._defers(optimizer, grads, scaled=scale is not None)
-        clipped = self._measure_and_scale(grads, list(scopes.values()), scale, write=not defer)
+        clipped = self._measure_and_scale(grads, list(scopes.values()), peers, scale, write=not defer)
         whole = clipped[0]
         if stand_in is not None and defer and (scale is not None or not _seen_to_be_one(whole.coef)):
             stand_in.grad_scale = whole.coef.reciprocal().float()
-        self._prepare_skip(optimizer, stand_in, self._found_inf(grads, clipped))
+        self._prepare_skip(optimizer, stand_in, self._found_inf(grads, peers, clipped))
 
         coef = whole.coef if scale is None else whole.coef * follow(scale, whole.coef.device)
         results = [scope_result(c.norm, grads, scope) for c, scope in zip(clipped, scopes.values(), strict=True)]
@@ -225,8 +234,8 @@ class ClipOnStep:
         self.clip_coef = coef.to(self.total_norm.dtype, copy=True)
         self.group_norms = dict(zip(list(scopes)[1:], own, strict=True))
 
-    def _gather(self, optimizer: Optimizer) -> tuple[Gradients, dict[int, Scope]]:
-        """All gradients; and what is clipped together (-1, the first), and by itself, by index of the param group."""
+    def _gather(self, optimizer: Optimizer) -> tuple[Gradients, dict[int, Scope], Peers | None]:
+        """All gradients; what is clipped together (-1, the first) and by itself, by index of the param group; peers."""
         parameters: list[Tensor] = []
         together: list[int] = []
         scopes = {-1: Scope(together, ClipRule(self._limit))}
@@ -238,7 +247,7 @@ class ClipOnStep:
             else:
                 limit = check_max_norm(group["max_norm"], f'optimizer.param_groups[{i}]["max_norm"]')
                 scopes[i] = Scope(entries, ClipRule(limit))
-        return gather(parameters, p=self._p), scopes
+        return gather(parameters, p=self._p), scopes, peers_of(*self._ranks, parameters)
 
     def _defers(self, optimizer: Optimizer, grads: Gradients, *, scaled: bool) -> bool:
         if shares_memory(grads):
@@ -254,29 +263,29 @@ class ClipOnStep:
         return takes_grad_scale(optimizer) and grads.dtype == torch.float32 and (scaled or grads.device.type == "cpu")
 
     def _measure_and_scale(
-        self, grads: Gradients, scopes: list[Scope], scale: Tensor | None, *, write: bool
+        self, grads: Gradients, scopes: list[Scope], peers: Peers | None, scale: Tensor | None, *, write: bool
     ) -> list[Clipped]:
         """Clip, or without `write` only find out by how much; norms are in fp64.
 
         With a loss scale the gradients stay as large as they are by that, and the coefficients say so: the step will
         divide.
         """
-        p, group = self._p, self._group
+        p = self._p
         if len(scopes) == 1 and write and scale is None:
-            return [passes.clip_(grads, p, scopes[0].rule, group=group, dtype=torch.float64)]
+            return [passes.clip_(grads, p, scopes[0].rule, peers=peers, dtype=torch.float64)]
         inverse = None if scale is None else scale.double().reciprocal()
         if len(scopes) == 1:
-            clipped = [passes.measure(grads, p, scopes[0].rule, group=group, multiplier=inverse)]
+            clipped = [passes.measure(grads, p, scopes[0].rule, peers=peers, multiplier=inverse)]
         else:
-            clipped = measure_scopes(grads, p, scopes, group=group, multiplier=inverse)
+            clipped = measure_scopes(grads, p, scopes, peers=peers, multiplier=inverse)
         if write:
             scale_scopes_(grads, scopes, [scope.rule(c.norm) for c, scope in zip(clipped, scopes, strict=True)])
         return clipped
 
-    def _found_inf(self, grads: Gradients, clipped: list[Clipped]) -> Tensor | None:
+    def _found_inf(self, grads: Gradients, peers: Peers | None, clipped: list[Clipped]) -> Tensor | None:
         if not self._skip:
             return None
-        return passes.found_inf(grads, self._p, torch.stack([c.norm for c in clipped]), self._group)
+        return passes.found_inf(grads, self._p, torch.stack([c.norm for c in clipped]), peers)
 
     def _prepare_skip(self, optimizer: Optimizer, stand_in: StandIn | None, found: Tensor | None) -> None:
         """Show the step whether to skip, in our eyes or a GradScaler's, whose answer to no gradients is a plain 0."""

@@ -13,7 +13,7 @@ from fusedclip.optim import ClipOnStep, clip_on_step
 
 from .. import oracle
 from ..conftest import Engine, parameters
-from ..two_ranks import on_two_ranks
+from ..ranks import on_two_ranks
 from .optimizers import FUSED_KINDS, assert_same, give_gradients, held, pair
 
 

@@ -1,9 +1,10 @@
-"""Runs scenarios in two gloo processes, which live as long as the tests do: starting one takes seconds."""
+"""Runs scenarios in a few gloo processes, which live as long as the tests do: starting one takes seconds."""
 
 import os
 import tempfile
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -17,15 +18,22 @@ _ranks: list[tuple[SpawnProcess, Connection]] = []
 
 
 def on_two_ranks(scenario: Scenario) -> None:
-    """`scenario(rank)` on both ranks of a new group; raises what either of them raises."""
-    if not _ranks:
-        _ranks.extend(_start(rank) for rank in range(2))
+    on_ranks(2, scenario)
+
+
+def on_ranks(count: int, scenario: Scenario, seconds: float = SECONDS / 2) -> None:
+    """`scenario(rank)` on all ranks of a new group; raises what any of them raises.
+
+    A collective that some rank does not take part in ends after so many seconds.
+    """
+    _ranks[:] = _ranks if all(process.is_alive() for process, _ in _ranks) else []
+    _ranks.extend(_start(rank) for rank in range(len(_ranks), count))
     with tempfile.TemporaryDirectory() as folder:
-        for _, pipe in _ranks:
-            pipe.send((scenario, os.path.join(folder, "store")))
+        for _, pipe in _ranks[:count]:
+            pipe.send((scenario, os.path.join(folder, "store"), count, seconds))
         answers: list[str | None] = []
-        waiting = [pipe for _, pipe in _ranks]
-        while waiting and not any(answers):  # the other of one that failed may wait for it for ever
+        waiting = [pipe for _, pipe in _ranks[:count]]
+        while waiting and not any(answers):  # the others of one that failed may wait for it for ever
             ready = connection.wait(waiting, SECONDS)
             answers += [_answer(pipe) for pipe in waiting if pipe in ready] or [f"no answer in {SECONDS} s"]
             waiting = [pipe for pipe in waiting if pipe not in ready]
@@ -56,13 +64,22 @@ def _serve(rank: int, pipe: Connection) -> None:
     """Answers each scenario with what it raised, or None."""
     torch.set_num_threads(1)
     while True:
-        scenario, store = pipe.recv()
+        scenario, store, count, seconds = pipe.recv()
         try:
-            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+            dist.init_process_group(
+                "gloo",
+                init_method=f"file://{store}",
+                rank=rank,
+                world_size=count,
+                timeout=timedelta(seconds=seconds),
+            )
             scenario(rank)
             dist.barrier()
             dist.destroy_process_group()
             pipe.send(None)
+        except SystemExit:  # the scenario has broken its group, and knows
+            pipe.send(None)
+            return
         except BaseException:
             pipe.send(f"rank {rank}:\n{traceback.format_exc()}")
             raise
