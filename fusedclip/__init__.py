@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import amp, backends, optim
+from . import adaptive, amp, backends, optim
 from .clip import (
     clip_grad_norm_,
     clip_grad_norm_per_tensor_,
@@ -17,6 +17,7 @@ from .patch import patch_torch
 __version__ = _version("fusedclip")
 
 __all__ = [
+    "adaptive",
     "amp",
     "backends",
     "clip_grad_norm_",
