@@ -112,9 +112,23 @@ def measure(
     if not grads.reads and stays_here(grads, peers):
         return Clipped(_nothing().double(), torch.ones((), dtype=torch.float64, device="cpu"))
     lifted = lift_each(grads, p)
+    return clipped_by(lifted, grads, p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers, multiplier=multiplier)
+
+
+def clipped_by(
+    lifted: Tensor,
+    grads: Gradients,
+    p: float,
+    rule: Rule,
+    *,
+    error_if_nonfinite: bool = False,
+    peers: Peers | None = None,
+    multiplier: Tensor | None = None,
+) -> Clipped:
+    """The same of gradients that have been read."""
     exact = _exact_norm(lifted, grads, p, error_if_nonfinite, peers)
     if isinstance(rule, EachRule):
-        return _clipped_each(exact, _by_entry(lifted, grads, p), grads, p, rule, multiplier)
+        return _clipped_each(exact, norms_of_entries(lifted, grads, p), grads, p, rule, multiplier)
     return norms.clipped(exact, p, rule, multiplier)
 
 
@@ -201,13 +215,14 @@ def norm_of_each(grads: Gradients, p: float) -> tuple[Tensor, Tensor]:
     An entry without a gradient has 0.
     """
     lifted = lift_each(grads, p)
-    by_entry = _by_entry(lifted, grads, p)
+    by_entry = norms_of_entries(lifted, grads, p)
     if stays_here(grads, None):
         return norms.finish(lifted, p), by_entry
     return by_entry[norms.index_on(first_entries(grads), by_entry.device)], by_entry
 
 
-def _by_entry(lifted: Tensor, grads: Gradients, p: float) -> Tensor:
+def norms_of_entries(lifted: Tensor, grads: Gradients, p: float) -> Tensor:
+    """From the lifted values of each gradient, [U], the norm of each entry over the ranks that hold its shards, [T]."""
     if stays_here(grads, None):
         return spread(norms.finish(lifted, p), grads)
     from . import distributed

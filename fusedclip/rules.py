@@ -123,6 +123,10 @@ class AdaptiveRule(ABC):
         self._last = torch.where(enters, proposal.threshold, before)
         return None if proposal.skip is None else proposal.skip.float()
 
+    def proposed_threshold(self) -> Tensor | None:
+        """What the step that is not settled yet is held to."""
+        return None if self._pending is None else self._pending[1].threshold
+
     def wants_skipped(self) -> Tensor | None:
         """What `settle` will return."""
         skip = None if self._pending is None else self._pending[1].skip
