@@ -103,8 +103,7 @@ def gpu(options: Options) -> int:
     from benchmarks.gpu import command
     from benchmarks.gpu import table as gpu_table
 
-    device = torch.device(options.device)
-    command.check_serves(device)
+    device = command.served(torch.device(options.device))
     stages = [name for name in options.only or STAGES if name not in options.without]
     with progress_bar(bar_format="{desc} [{elapsed}]") as bar:
         plan = command.plan(device, options.seed, options.memory, options.quick, bar.set_description)
@@ -113,6 +112,13 @@ def gpu(options: Options) -> int:
     print(f"\n{table.origin(report)}\nsaved {options.out / command.FILE}")
     draw(report, options.out)
     return int(command.failed(report))
+
+
+def distributed(options: Options) -> int:
+    """Clipping FSDP2's gradients on several processes: torch's DTensors, torch on local tensors, and ours."""
+    from benchmarks.distributed import command
+
+    return command.compare(options.nproc, 1.5 if options.quick else 5.0, options.seed, options.out)
 
 
 def status(options: Options) -> int:
@@ -281,6 +287,12 @@ OTHERS: dict[str, tuple[Callable[[Options], int], dict[str, Any]]] = {
         "--minutes": option("begin nothing after them, and end what hangs", type=float, default=9.0),
         "--only": option("this stage", choices=STAGES, **EACH),
         "--without": option("leave out this stage", choices=STAGES, **EACH),
+    }),
+    "distributed": (distributed, {
+        "--nproc": option("processes at most; 8 for the whole weak-scaling table", type=int, default=4),
+        "--seed": SEED,
+        "--quick": QUICK,
+        "--out": option("keep the result", **FILE),
     }),
     "status": (status, {"--results": option("look for results below it", default=sources.RESULTS, **FOLDER)}),
     "compare": (compare_files, {"first": FILE, "second": FILE}),

@@ -26,7 +26,8 @@ BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
 DTYPE_COLOURS = {"float32": BLUE, "bfloat16": ORANGE, "float16": GREEN, "mixed": PURPLE}
 CONTENDER_COLOURS = {
     TORCH_FOREACH: VERMILION, "torch loop": ORANGE, "torch.compile": PURPLE,
-    "fusedclip cpu": BLUE, "fusedclip cuda": BLUE, "fusedclip triton": SKY, "fusedclip reference": GREEN,
+    "fusedclip cpu": BLUE, "fusedclip cuda": BLUE, "fusedclip cuda, two launches": GREY,
+    "fusedclip triton": SKY, "fusedclip reference": GREEN,
 }  # fmt: skip
 BAR = 0.28  # inches
 STYLE: Any = {

@@ -62,6 +62,22 @@ class Attribute {
   bool is_grad_ = false;
 };
 
+// While it lives, torch asks no subclass of Tensor for its __torch_function__: looking for it makes reading the .grad
+// of a DTensor take three times as long.
+class WithoutTorchFunction {
+ public:
+  WithoutTorchFunction() : context_(py::module_::import("torch._C").attr("DisableTorchFunctionSubclass")()) {
+    context_.attr("__enter__")();
+  }
+  ~WithoutTorchFunction() {
+    const py::error_scope pending;  // an error that is on its way stays
+    if (!PyObject_CallMethod(context_.ptr(), "__exit__", "OOO", Py_None, Py_None, Py_None)) PyErr_Clear();
+  }
+
+ private:
+  py::object context_;
+};
+
 class Sweep {
  public:
   Sweep(const py::list& items, const py::object& attribute, const py::object& p)
@@ -118,6 +134,7 @@ class Sweep {
 
   void note_spec(size_t i, PyObject* dtensor) {
     if (found_.specs.is_none()) {
+      quick_.emplace();
       const py::list none(py::make_tuple(py::none()));
       found_.specs = none * py::int_(items_.size());
       found_.dtensors = none * py::int_(items_.size());
@@ -208,6 +225,7 @@ class Sweep {
   const py::object& p_;
   const Attribute gradients_;
   std::vector<std::unique_ptr<DeviceList>> devices_;
+  std::optional<WithoutTorchFunction> quick_;
   DeviceList* last_ = nullptr;  // the list that was added to last
   bool several_ = false;
   std::vector<int32_t> list_of_;

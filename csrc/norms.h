@@ -119,8 +119,13 @@ struct NormEnd {
   double p;
 };
 
+template <class N>
+FUSEDCLIP_HD inline NormEnd end_of(double p) {
+  return {N::kCombining, N::kRoot, N::kCounts, p};
+}
+
 inline NormEnd end_of(double p) {
-  return with_norm(norm_of(p), [p](auto n) { return NormEnd{n.kCombining, n.kRoot, n.kCounts, p}; });
+  return with_norm(norm_of(p), [p](auto n) { return end_of<decltype(n)>(p); });
 }
 
 }  // namespace fusedclip

@@ -52,7 +52,8 @@ def unscale_and_clip_grad_norm_(
             skips does not enter. Orders other than 1, 2 and inf, and fp64 gradients, cost one more read, as
             their norm does not tell whether all gradients are finite.
         error_if_nonfinite: raise if the norm is NaN or inf, rather than let the scaler skip. Waits for the device.
-        group: as in `fusedclip.clip_grad_norm_`. All its ranks get the same norm and skip the same steps.
+        group, counted_elsewhere: as in `fusedclip.clip_grad_norm_`. All ranks get the same norm and skip the same
+            steps.
         allow_fp16: take fp16 gradients. torch's `unscale_` does not, since the unscaled values may underflow.
 
     Returns:

@@ -59,7 +59,9 @@ def clip_grad_norm_(
     Args:
         parameters: tensors whose gradients are clipped (or one tensor). Those without a gradient are skipped; a
             gradient listed twice counts once. Gradients: fp32, fp64, bf16, fp16 or complex, mixed as you like; any
-            shape; strided or sparse COO; on any device, on several too.
+            shape; strided or sparse COO; on any device, on several too. DTensors (FSDP2, tensor parallelism) of any
+            meshes, alone or beside others: every rank must call, with the same parameters, and gets the norm of the
+            whole, from one all-reduce per set of ranks (docs/distributed.md).
         max_norm: at least 0, in the unit of the gradients. `inf` only measures. A 0-d tensor is taken as it is, without
             waiting for its device.
         norm_type: p of the p-norm: any number, inf and "inf" included; p = 0 and -inf as in torch.
@@ -68,9 +70,13 @@ def clip_grad_norm_(
         on_nonfinite: with a norm of NaN or inf, "propagate" does what the formula says (NaN everywhere; inf turns inf
             into NaN and the rest into 0), "zero" stores zeros, as it does for a `max_norm` of 0. Neither waits for the
             device.
-        group: a process group whose ranks hold different gradients of one model (pipeline stages, hand-made shards):
-            the norm is taken over all of them. Every rank must call, and none may raise on its way (a bad gradient on
-            one rank leaves the others waiting for it). One all-reduce of at most two numbers.
+        group: a process group, or several in a list, whose ranks hold different gradients of one model (pipeline
+            stages, hand-made shards, FSDP1): the norm is taken over all of them, one all-reduce of a few numbers each,
+            after those of DTensors. Gradients that all its ranks hold alike count once per rank, which is too often
+            (FSDP1's NO_SHARD: the norm is too large by the square root of the number of ranks). Every rank must call,
+            and none may raise on its way: a bad gradient on one rank leaves the others waiting for it.
+        counted_elsewhere: parameters (in a set or list, or a function that tells) whose gradients another rank of
+            `group` counts, say tied embeddings on two pipeline stages. They are scaled here.
         grad_attr: the attribute that holds the gradient, e.g. "main_grad".
 
     Returns:
@@ -168,7 +174,8 @@ def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0)
     """The norm of each tensor by itself, from one read pass over all of them and without waiting for the device.
 
     Returns:
-        [T], one per tensor in the order given, fp32 (fp64 if any tensor is), on the first tensor's device.
+        [T], one per tensor in the order given, fp32 (fp64 if any tensor is), on the first tensor's device. Of DTensors
+        the norms of the whole tensors, after one all-reduce of as many numbers.
     """
     refuse_tracing()
     p = check_norm_type(norm_type)
@@ -225,7 +232,8 @@ def clip_grad_norm_scopes_(
         norm_type, grad_attr: as in `clip_grad_norm_`.
         error_if_nonfinite, on_nonfinite: as in `clip_grad_norm_`, of each scope by itself; if one norm is not finite,
             `error_if_nonfinite` has no scope written.
-        group: as in `clip_grad_norm_`; one all-reduce for all scopes, which every rank must name in the same order.
+        group, counted_elsewhere: as in `clip_grad_norm_`; all scopes share the all-reduces, and every rank must name
+            them in the same order.
 
     Returns:
         The norm of each scope before clipping, by its name: 0-d, fp32 (fp64 if any of its gradients is), on the first

@@ -121,15 +121,16 @@ def merge_ranks(
     """
     is_extreme = math.isinf(p)
     values = _extreme(lifted, p) if is_extreme else lifted
-    code = zlib.crc32(f"{p} {tuple(lifted.shape)} {label}".encode()) & 0xFFFF  # n squares of it add up without rounding
+    code = _code(p, lifted.shape, label)
     n = 1 if is_extreme else group.size()
     own = (code, -code if is_extreme else code * code)
     packed = torch.cat([values.reshape(-1), _numbers(own, values.device)])
     packed = _all_reduce(packed, "max" if is_extreme else "sum", group, home or lifted.device).to(lifted.device)
-    agrees = (packed[-2:] == _numbers((n * own[0], n * own[1]), packed.device)).all()
+    expected = (n * own[0], n * own[1])
     if packed.device.type != "cpu":
+        agrees = (packed[-2:] == _numbers(expected, packed.device)).all()
         packed = torch.where(agrees, packed, math.nan)
-    elif not agrees:
+    elif packed[-2:].tolist() != list(expected):
         raise RuntimeError(
             f"the ranks of a process group of {group.size()} ask for different norms: here of order {p}, "
             f"{lifted.numel()} of them{label and f' ({label})'}. Every rank must make the same call, with the same "
@@ -141,12 +142,19 @@ def merge_ranks(
 
 
 @lru_cache(maxsize=64)
+def _code(p: float, shape: torch.Size, label: str) -> int:
+    """What ranks have to agree on, in a number whose square adds up over all of them without rounding."""
+    return zlib.crc32(f"{p} {tuple(shape)} {label}".encode()) & 0xFFFF
+
+
+@lru_cache(maxsize=64)
 def _numbers(numbers: tuple[int, int], device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
 def _all_reduce(values: Tensor, operation: str, group: ProcessGroup, home: torch.device) -> Tensor:
-    values = values.to(_device_for(home, group), copy=True)
+    """In place, but for functional ones and what has to be sent to another device."""
+    values = values.to(_device_for(home, group))
     if as_torch.get():
         from torch.distributed import _functional_collectives as functional
 

@@ -53,8 +53,9 @@ def patch_torch() -> Patch:
     """Make torch.nn.utils.clip_grad_norm_, clip_grad_value_, get_total_norm and clip_grads_with_norm_ call fusedclip.
 
     Holders of the functions, by whatever name and from whenever, are included: the function objects stay the same.
-    Lists with DTensors are still torch's, and so are calls that are being compiled (torch.compile, fullgraph too) or
-    traced (torch.jit.trace, make_fx, FakeTensorMode): there torch's functions do what they do unpatched.
+    Calls that are being compiled (torch.compile, fullgraph too) or traced (torch.jit.trace, make_fx, FakeTensorMode)
+    are still torch's. For lists with DTensors the norm is one, too, as torch's would be: replicated, on a mesh of one
+    dimension, and made by a functional collective.
 
     Returns:
         A handle with `.remove()`, which is a context manager too. Patches nest, in several threads too; torch is

@@ -36,7 +36,7 @@ def main() -> None:
         for p in (0.0, 1.0, 2.0, 3.0, math.inf, -math.inf):
             engine.lift(batch, p)
             engine.norm(batch, p, torch.float32)
-            for engine.form in (cuda.TWO_LAUNCHES, cuda.AUTO):
+            for cuda.form in ("two launches", "auto"):
                 engine.clip_(batch, p, ClipRule(0.5), torch.float32, multiplier=torch.ones((), device=DEVICE))
         coefs = torch.linspace(0.5, 1, len(batch.tensors), dtype=torch.float64, device=DEVICE)
         engine.scale_(batch, coefs, zero=True)

@@ -12,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, clip_grads_with_no
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import fusedclip
+from fusedclip import _extension
 
 from .conftest import parameters
 
@@ -144,3 +145,13 @@ def test_specs_are_planned_once(mesh: DeviceMesh) -> None:
     fusedclip.clip_grad_norm_(params[1:], 1.0)
     assert shards._plans[0] is not plan
     assert len(shards._plans) <= 8
+
+
+def test_without_the_extension(mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = sharded(mesh)
+    none = torch.nn.Parameter(params[0].detach())
+    monkeypatch.setattr(_extension, "C", None)
+    with fusedclip.backends.use("reference"):
+        assert fusedclip.clip_grad_norm_([*params, none], 1.0) == 5
+        assert fusedclip.clip_grad_norm_([none], 1.0) == 0
+    assert elements(params) == [pytest.approx([0.6, 0]), pytest.approx([0, 0.8])]

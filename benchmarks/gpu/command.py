@@ -47,13 +47,16 @@ def plan(device: torch.device, seed: int, memory: float, quick: bool, progress: 
     return Plan(device, suite, everyone, seed, int(memory * GIB), 3.0 if quick else 1.0, progress)
 
 
-def check_serves(device: torch.device) -> None:
+def served(device: torch.device) -> torch.device:
+    """This GPU, with its number, as the current device."""
     if device.type != "cuda":
         raise ValueError(f"this measures NVIDIA GPUs, not {device.type}; python -m benchmarks run measures others")
     if not torch.cuda.is_available():
         build = "is a build without CUDA" if torch.version.cuda is None else "finds none"
         raise ValueError(f"there is no GPU here that torch can use: torch {torch.__version__} {build}")
+    device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     torch.cuda.set_device(device)
+    return device
 
 
 def run_all(plan: Plan, folder: Path, minutes: float, stages: Sequence[str] = STAGES) -> Report:

@@ -1,8 +1,7 @@
-"""Checks that run in processes of their own, with a limit of time. What they print goes to a file; its end is kept."""
+"""Checks in processes of their own, with a limit of time. What they print goes to one file, its end into the report."""
 
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ import torch
 from benchmarks.environment import ROOT
 
 LINES_KEPT = 25
+LOG = "checks.log"
 EXAMPLES = "50"  # per property test: the Triton engine compiles kernels for new kinds of lists as it meets them
 SCRIPT = (sys.executable, "-m", "tests.sanitizer_script")
 # The tools of compute-sanitizer, and what each prints if it has looked and found nothing.
@@ -97,13 +97,15 @@ def run(task: Task, logs: Path, most_seconds: float = float("inf"), where: Path 
     if seconds <= 0:
         return Check(task.name, "left out", output="no time was left for it")
     logs.mkdir(parents=True, exist_ok=True)
-    log = logs / f"{re.sub('[^a-z]+', '-', task.name)}.log"
     start = time.perf_counter()
-    with log.open("wb") as file:
+    with (logs / LOG).open("ab") as file:
+        file.write(f"== {task.name} ==\n".encode())
+        file.flush()
+        begin = file.tell()
         how: Any = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
         process = subprocess.Popen(task.command, cwd=where, env=os.environ | task.variables, **how)
         outcome = _outcome(process, seconds)
-    printed = log.read_text(errors="replace")
+    printed = (logs / LOG).read_bytes()[begin:].decode(errors="replace")
     if outcome == "passed" and task.proof not in printed:
         outcome = "failed"
     output = "\n".join(printed.splitlines()[-LINES_KEPT:])

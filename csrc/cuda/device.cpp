@@ -45,20 +45,36 @@ bool one_fits(const std::vector<const void*>& kernels, int threads, int64_t shar
   return true;
 }
 
+// While one lives, what this thread asks of the driver is allowed although a graph is being recorded.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { exchange(); }
+  ~RelaxedCapture() { exchange(); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  void exchange() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 Device ask(int device, const Kernels& kernels) {
+  const RelaxedCapture relaxed;
   // Not the device's architecture: what came as PTX has the bounds of the one that it was compiled for.
-  const int architecture = attributes_of(kernels.streaming).ptxVersion;
+  int architecture = 0;
+  for (const auto& some : {kernels.on_chip, kernels.streaming})
+    for (const void* kernel : some) architecture = attributes_of(kernel).ptxVersion;  // which loads it
   const int sms = attribute(cudaDevAttrMultiProcessorCount, device);
   Device found{};
   found.policy = policy_of(architecture);
   found.max_blocks = sms * found.policy.blocks_per_sm;
   found.programmatic = architecture >= 90;
   if (!attribute(cudaDevAttrCooperativeLaunch, device)) return found;
-  const int64_t tile = tile_bytes(found.policy);
+  const int64_t tile = on_chip_tile_bytes(found.policy);
   const int tiles = shared_tiles(kernels.on_chip, tile, attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   if (!one_fits(kernels.on_chip, found.policy.threads, tiles * tile)) return found;
   found.on_chip_blocks = sms;
-  found.on_chip_tiles = found.policy.on_chip_packs + tiles;
+  found.on_chip_tiles = tiles;
   return found;
 }
 
@@ -90,14 +106,10 @@ const Device& properties_of(int device, const Kernels& kernels) {
   return found != known.end() ? found->second : known.emplace(device, ask(device, kernels)).first->second;
 }
 
-DeviceGuard::DeviceGuard(int device) : wanted_(device) {
-  check(cudaGetDevice(&previous_), "cudaGetDevice");
-  if (previous_ != wanted_) check(cudaSetDevice(wanted_), "cudaSetDevice");
-}
-
-DeviceGuard::~DeviceGuard() {
-  // A destructor cannot throw; a device that was current a moment ago can be made so again.
-  if (previous_ != wanted_) cudaSetDevice(previous_);
+void make_current(int device) {
+  int current = 0;
+  check(cudaGetDevice(&current), "cudaGetDevice");
+  if (current != device) check(cudaSetDevice(device), "cudaSetDevice");
 }
 
 std::string missing() {

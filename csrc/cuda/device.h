@@ -19,25 +19,17 @@ struct Device {
   int on_chip_blocks, on_chip_tiles;  // of the cooperative form: its blocks, and the tiles that each can keep; or 0
 };
 
-// What a device is asked about: any of the streaming kernels, and all that keep gradients on chip.
+// All kernels that there are: the streaming ones, and those that keep gradients on chip.
 struct Kernels {
-  const void* streaming;
-  std::vector<const void*> on_chip;
+  std::vector<const void*> streaming, on_chip;
 };
 
-// Asked of the driver once per device, and kernels made ready for it. `device` must be the current one.
+// Asked of the driver once per device, and all kernels made ready for it: one that is loaded at its first launch may
+// wait for the device, or end the recording of a graph. `device` must be the current one.
 const Device& properties_of(int device, const Kernels& kernels);
 
-// Makes a device current while it lives.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device);
-  ~DeviceGuard();
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int previous_ = 0, wanted_;
-};
+// Makes current here what is current for torch, which sets a device as late as it can. Torch's own guard, in
+// backends/cuda.py, is the one that restores: it makes no context (0.5 GB) on a device that the process never used.
+void make_current(int device);
 
 }  // namespace fusedclip::cuda

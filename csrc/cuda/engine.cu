@@ -1,4 +1,6 @@
 // The passes as launches. Bytes moved are said in kernels.cuh.
+#include <atomic>
+
 #include "../overlap.h"
 #include "engine.h"
 #include "kernels.cuh"
@@ -18,26 +20,45 @@ const void* address(Kernel* kernel) {
   return reinterpret_cast<const void*>(kernel);
 }
 
+template <class Table>
+void add_kernels(Kernels& k) {
+  for (const void* one : {address(combine_slots_kernel<Table>), address(settle_and_scale_kernel<Table>),
+                          address(scale_kernel<Table>), address(clamp_kernel<Table>)})
+    k.streaming.push_back(one);
+  for_each_norm([&](auto n) {
+    using N = decltype(n);
+    k.streaming.push_back(address(read_kernel<N, Table>));
+    if constexpr (kHasOnChipForm<N>) k.on_chip.push_back(address(clip_on_chip_kernel<N, Table>));
+  });
+}
+
 const Kernels& kernels() {
   static const Kernels all = [] {
-    Kernels k{address(read_kernel<Two, SmallTable>), {}};
-    for_each_norm([&](auto n) {
-      using N = decltype(n);
-      if constexpr (kHasOnChipForm<N>) {
-        k.on_chip.push_back(address(clip_on_chip_kernel<N, SmallTable>));
-        k.on_chip.push_back(address(clip_on_chip_kernel<N, LargeTable>));
-      }
-    });
+    Kernels k{{address(norm_kernel<>)}, {}};
+    add_kernels<SmallTable>(k);
+    add_kernels<MiddleTable>(k);
+    add_kernels<LargeTable>(k);
     return k;
   }();
   return all;
 }
 
-// A list on its device, which is the current one while this lives.
+// A cooperative launch may be refused where a process has a part of the device only (MPS, green contexts).
+bool is_refusal(cudaError_t status) {
+  return status == cudaErrorCooperativeLaunchTooLarge || status == cudaErrorNotSupported ||
+         status == cudaErrorNotPermitted || status == cudaErrorLaunchOutOfResources;
+}
+std::atomic<uint64_t> refused_on_chip{0};  // a bit for each device
+
+const Device& made_ready(int device) {
+  make_current(device);
+  return properties_of(device, kernels());
+}
+
+// A list on its device, which is the current one.
 class Passes {
  public:
-  explicit Passes(const Work& work)
-      : work_(work), guard_(work.device), device_(properties_of(work.device, kernels())) {}
+  explicit Passes(const Work& work) : work_(work), device_(made_ready(work.device)) {}
 
   const Device& device() const { return device_; }
 
@@ -86,19 +107,22 @@ class Passes {
 
   template <class Table>
   bool fits_on_chip(const Table& table, double p) const {
-    return with_norm(norm_of(p), [](auto n) { return kHasOnChipForm<decltype(n)>; }) &&
+    return !(refused_on_chip & device_bit()) &&
+           with_norm(norm_of(p), [](auto n) { return kHasOnChipForm<decltype(n)>; }) &&
            int64_t(table.tiles()) <= int64_t(device_.on_chip_blocks) * device_.on_chip_tiles;
   }
 
   template <class Table>
-  void clip_on_chip(const Table& table, const Demand& demand, double* totals, const Results& results) const {
+  cudaError_t clip_on_chip(const Table& table, const Demand& demand, double* totals, const Results& results) const {
     const int blocks = blocks_for(table, device_.on_chip_blocks);
     const int64_t most = (int64_t(table.tiles()) + blocks - 1) / blocks;
-    const int64_t shared = std::max<int64_t>(0, most - device_.policy.on_chip_packs) * tile_bytes(device_.policy);
-    with_norm(norm_of(demand.norm.p), [&](auto n) {
+    const Shape shape{blocks, false, true, size_t(most * on_chip_tile_bytes(device_.policy))};
+    return with_norm(norm_of(demand.norm.p), [&](auto n) {
       if constexpr (kHasOnChipForm<decltype(n)>)
-        launch("clip_on_chip_kernel", work_, device_, {blocks, false, true, size_t(shared)},
-               clip_on_chip_kernel<decltype(n), Table>, table, demand, totals, results);
+        return try_launch(work_, device_, shape, clip_on_chip_kernel<decltype(n), Table>, table, demand, totals,
+                          results);
+      else
+        return cudaErrorNotSupported;
     });
   }
 
@@ -114,8 +138,12 @@ class Passes {
   // One table: built once for both launches.
   template <class Table>
   void clip(const Table& table, const Demand& demand, double* totals, const Results& results, Form form) const {
-    if (form != Form::kTwoLaunches && fits_on_chip(table, demand.norm.p))
-      return clip_on_chip(table, demand, totals, results);
+    if (form != Form::kTwoLaunches && fits_on_chip(table, demand.norm.p)) {
+      const cudaError_t status = clip_on_chip(table, demand, totals, results);
+      if (form == Form::kOnChip || !is_refusal(status)) return check(status, "clip_on_chip_kernel");
+      cudaGetLastError();  // whoever asks next is not to be told of it
+      refused_on_chip |= device_bit();
+    }
     if (form == Form::kOnChip)
       throw std::runtime_error("these gradients do not fit on the chip, or the norm has no such form");
     settle_and_scale(table, demand, totals, read(table, demand.norm.p, nullptr, totals), results, true);
@@ -133,8 +161,9 @@ class Passes {
   }
 
  private:
+  uint64_t device_bit() const { return uint64_t(1) << (work_.device & 63); }
+
   const Work& work_;
-  const DeviceGuard guard_;
   const Device& device_;
 };
 

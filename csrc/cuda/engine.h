@@ -1,8 +1,9 @@
 // The CUDA engine, as the bindings see it: no CUDA header is needed to include this.
 //
-// Every function works on the current stream that it is given, never waits for the device, allocates nothing there and
-// throws std::runtime_error with the call that failed and CUDA's reason. Pointers are to memory of the list's device.
-// Segments may share memory: what they share is written in the order of the list, a launch for each segment.
+// Every function works on the stream that it is given, leaves its device the current one, never waits for the device,
+// allocates nothing there and throws std::runtime_error with the call that failed and CUDA's reason. Pointers are to
+// memory of the list's device. Segments may share memory: what they share is written in the order of the list, a launch
+// for each segment.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,7 @@ void lift(const Work& work, double p, double* scratch, double* out);
 void norm(const Work& work, double p, double* scratch, const Results& results);
 
 // The norm times the multiplier, its coefficient times the multiplier, and every element times that unless it is 1.
-// Not for p = 0. kAuto keeps the gradients on chip where they fit.
+// Not for p = 0. kAuto keeps the gradients on chip where they fit, unless the device has refused to.
 void clip(const Work& work, double p, const Limits& limits, double* scratch, const Results& results, Form form);
 
 // Whether kAuto would keep them on chip.

@@ -30,10 +30,53 @@ __device__ inline void wait_for_last_launch() {
 #endif
 }
 
+// This block's share, in memory that its threads share: one of them divides, and none needs registers for it.
+template <class Table>
+__device__ inline const Share& own_share(const Table& table) {
+  Share& share = block_shared<Share>();
+  if (threadIdx.x == 0) share = share_of(table, blockIdx.x, gridDim.x);
+  __syncthreads();
+  return share;
+}
+
+// What a warp takes in one step. A block would be idle but for as many threads, and take as long.
+__device__ inline bool is_short(const Stretch& stretch) {
+  return stretch.count * size_of(stretch.dtype) <= int64_t(kUnroll) * kWarp * int64_t(sizeof(Pack));
+}
+
+// body(team, segment, parts) for those stretches of a share that are wanted(stretch), a team each.
+template <class Team, bool backwards, class Table, class Wanted, class Body>
+__device__ inline void for_stretches(const Table& table, const Share& share, Wanted wanted, Body body) {
+  const Team team;
+#pragma unroll 1
+  for (int s = backwards ? share.last - team.number : share.first + team.number;
+       backwards ? s >= share.first : s <= share.last; s += kThreads / Team::size * (backwards ? -1 : 1)) {
+    const Stretch stretch = stretch_of(table, share, s, kTileBytes);
+    if (wanted(stretch))
+      with_dtype(stretch.dtype, [&](auto t) { body(team, s, split<decltype(t)>(stretch.data, stretch.count)); });
+  }
+}
+
+__device__ inline bool is_long(const Stretch& stretch) { return !is_short(stretch); }
+
+// Long ones by the whole block, then short ones a warp each.
 template <class Table, class Body>
-__device__ inline void for_stretch(const Table& table, const Share& share, int segment, Body body) {
-  const Stretch stretch = stretch_of(table, share, segment, kTileBytes);
-  with_dtype(stretch.dtype, [&](auto t) { body(split<decltype(t)>(stretch.data, stretch.count)); });
+__device__ inline void forwards(const Table& table, const Share& share, Body body) {
+  for_stretches<Block, false>(table, share, is_long, body);
+  for_stretches<Warp, false>(table, share, is_short, body);
+}
+
+// The same in reverse.
+template <class Table, class Body>
+__device__ inline void backwards(const Table& table, const Share& share, Body body) {
+  for_stretches<Warp, true>(table, share, is_short, body);
+  for_stretches<Block, true>(table, share, is_long, body);
+}
+
+// The single elements at the ends of stretches, fewer than a warp has threads.
+template <class Table, class Body>
+__device__ inline void edges(const Table& table, const Share& share, Body body) {
+  for_stretches<Warp, false>(table, share, [](const Stretch&) { return true; }, body);
 }
 
 // Launch 1. With `slots`: the lifted value of each pair of block and segment, in the places of table.h. Without: that
@@ -43,18 +86,18 @@ template <class N, class Table>
 __global__ void __launch_bounds__(kThreads, N::kInDouble ? 1 : kPolicy.blocks_per_sm)
     read_kernel(const __grid_constant__ Table table, double p, double* slots, double* totals) {
   let_next_launch_start();
-  const Share share = share_of(table, blockIdx.x, gridDim.x);
+  const Share& share = own_share(table);
   double total = identity(N::kCombining);
-  for (int s = share.first; s <= share.last; ++s) {
-    double lifted = identity(N::kCombining);
-    for_stretch(table, share, s, [&](const auto& parts) { lifted = read<N>(parts, p); });
-    if (!slots) {
-      total = combine(N::kCombining, total, lifted);
-      continue;
-    }
-    lifted = block_reduce(N::kCombining, lifted);
-    if (threadIdx.x == 0) slots[blockIdx.x + s] = lifted;
-  }
+  forwards(table, share, [&](auto team, int s, const auto& parts) {
+    total = read<N>(parts, p, team, total);
+    if (!slots) return;
+    if constexpr (decltype(team)::size == kWarp)
+      total = warp_reduce(N::kCombining, total);
+    else
+      total = block_reduce(N::kCombining, total);
+    if (team.thread == 0) slots[blockIdx.x + s] = total;
+    total = identity(N::kCombining);
+  });
   if (slots) return;
   total = block_reduce(N::kCombining, total);
   if (threadIdx.x == 0) totals[blockIdx.x] = total;
@@ -69,11 +112,17 @@ __global__ void __launch_bounds__(kThreads) combine_slots_kernel(const __grid_co
   if (s >= table.size) return;
   const uint32_t end = slot_begin(table, s + 1, blocks);
   double lifted = identity(how);
+#pragma unroll 1
   for (uint32_t i = slot_begin(table, s, blocks) + lane; i < end; i += kWarp) lifted = combine(how, lifted, slots[i]);
   lifted = warp_reduce(how, lifted);
   if (lane == 0) out[table.place + s] = lifted;
 }
 
+struct Coefficient {
+  double value;
+};
+
+// The first warp gets the result.
 __device__ inline double combine_totals(Combining how, const double* totals, int count) {
   double lifted = identity(how);
 #pragma unroll 1  // one step or a few
@@ -88,19 +137,24 @@ __device__ inline void store_norm(const Results& results, double norm) {
     *static_cast<float*>(results.norm) = float(norm);
 }
 
-// Every block computes the coefficient for itself, from the same totals in the same order: nobody waits for anybody.
-__device__ inline double settle(const Demand& demand, const double* totals, int count, const Results& results) {
-  const Limits& limits = demand.limits;
-  const double multiplier = limits.multiplier ? *limits.multiplier : 1.0;
-  ClipRule rule = limits.rule;
-  if (limits.max_norm) rule.max_norm = *limits.max_norm;
-  const double lifted = combine_totals(demand.norm.combining, totals, count);
-  const Clipped clipped = fusedclip::settle(demand.norm, lifted, rule, multiplier);
-  if (results.norm && blockIdx.x == 0 && threadIdx.x == 0) {
-    store_norm(results, clipped.norm);
-    *results.coef = clipped.coef;
+// Every block computes the coefficient for itself, from the same totals in the same order: nobody waits for another
+// block. Of each, one thread takes the root and divides.
+__device__ inline double settle(const NormEnd& norm, const Limits& limits, const double* totals, int count,
+                                const Results& results) {
+  double& coef = block_shared<Coefficient>().value;
+  const double lifted = combine_totals(norm.combining, totals, count);
+  if (threadIdx.x == 0) {
+    ClipRule rule = limits.rule;
+    if (limits.max_norm) rule.max_norm = *limits.max_norm;
+    const Clipped clipped = fusedclip::settle(norm, lifted, rule, limits.multiplier ? *limits.multiplier : 1.0);
+    coef = clipped.coef;
+    if (results.norm && blockIdx.x == 0) {
+      store_norm(results, clipped.norm);
+      *results.coef = clipped.coef;
+    }
   }
-  return clipped.coef;
+  __syncthreads();
+  return coef;
 }
 
 // One block: totals to a norm.
@@ -113,8 +167,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Table, class F>
-__device__ inline void rewrite_share(const Table& table, const Share& share, int s, const F& f) {
-  for_stretch(table, share, s, [&](const auto& parts) { rewrite(parts, f); });
+__device__ inline void rewrite_share(const Table& table, const Share& share, const F& f) {
+  backwards(table, share, [&](auto team, int, const auto& parts) { rewrite(parts, f, team); });
 }
 
 // Launch 2: norm and coefficient, then everything times the coefficient unless that is 1.
@@ -123,71 +177,48 @@ __global__ void __launch_bounds__(kThreads, kPolicy.blocks_per_sm)
     settle_and_scale_kernel(const __grid_constant__ Table table, Demand demand, const double* totals, int count,
                             Results results) {
   wait_for_last_launch();
-  const double coef = settle(demand, totals, count, results);
+  const double coef = settle(demand.norm, demand.limits, totals, count, results);
   if (coef == 1) return;
-  const Share share = share_of(table, blockIdx.x, gridDim.x);  // not before: it would hold registers, often for nothing
-  const Scale scale(coef, demand.limits.rule.zero_nonfinite);
-  for (int s = share.last; s >= share.first; --s) rewrite_share(table, share, s, scale);
+  const Share& share = own_share(table);
+  rewrite_share(table, share, Scale(coef, demand.limits.rule.zero_nonfinite));
 }
 
 // Both in one cooperative launch, for what fits on the chip: what was read once is written once.
 template <class N, class Table>
 __global__ void __launch_bounds__(kThreads, 1)
     clip_on_chip_kernel(const __grid_constant__ Table table, Demand demand, double* totals, Results results) {
-  const Share share = share_of(table, blockIdx.x, gridDim.x);
-  const int tiles = int(share.end - share.begin);
-  Pack* const shared = dynamic_shared() + threadIdx.x;  // the next pack of this thread is kThreads further
-  Pack kept[kInRegisters], group[kUnroll];
-
-  Cursor<Table> ahead(table, share), cursor(table, share);
-  load(ahead, kept);
-  double lifted = lift<N>(cursor, kept);
-  for (int k = kInRegisters; k < tiles; k += kUnroll) {
-    load(ahead, group);
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u)
-      if (k + u < tiles) shared[(k + u - kInRegisters) * kThreads] = group[u];
-    lifted = combine(N::kCombining, lifted, lift<N>(cursor, group));
-  }
-  for (int s = share.first; s <= share.last; ++s)
-    for_stretch(table, share, s,
-                [&](const auto& parts) { lifted = combine(N::kCombining, lifted, read_edge<N>(parts, 0.0)); });
-
+  const Share& share = own_share(table);
+  const Kept kept(table, share);
+  double lifted = read<N>(kept);
+  edges(table, share, [&](auto team, int, const auto& parts) {
+    lifted = combine(N::kCombining, lifted, read_edge<N>(parts, 0.0, team));
+  });
   lifted = block_reduce(N::kCombining, lifted);
   if (threadIdx.x == 0) totals[blockIdx.x] = lifted;
   cooperative_groups::this_grid().sync();
-  const double coef = settle(demand, totals, int(gridDim.x), results);
+  const double coef = settle(end_of<N>(demand.norm.p), demand.limits, totals, int(gridDim.x), results);
   if (coef == 1) return;
 
   const Scale scale(coef, demand.limits.rule.zero_nonfinite);
-  Cursor<Table> again(table, share);
-  store(again, kept, scale);
-  for (int k = kInRegisters; k < tiles; k += kUnroll) {
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u)
-      if (k + u < tiles) group[u] = shared[(k + u - kInRegisters) * kThreads];
-    store(again, group, scale);
-  }
-  for (int s = share.first; s <= share.last; ++s)
-    for_stretch(table, share, s, [&](const auto& parts) { rewrite_edge(parts, scale); });
+  write_home(kept, scale);
+  edges(table, share, [&](auto team, int, const auto& parts) { rewrite_edge(parts, scale, team); });
 }
 
 // Segment s times coefs[s * stride]; 1 writes nothing.
 template <class Table>
 __global__ void __launch_bounds__(kThreads, kPolicy.blocks_per_sm)
     scale_kernel(const __grid_constant__ Table table, const double* coefs, int64_t stride, bool zero) {
-  const Share share = share_of(table, blockIdx.x, gridDim.x);
-  for (int s = share.last; s >= share.first; --s) {
+  const Share& share = own_share(table);
+  backwards(table, share, [&](auto team, int s, const auto& parts) {
     const double coef = coefs[(table.place + s) * stride];
-    if (coef != 1) rewrite_share(table, share, s, Scale(coef, zero));
-  }
+    if (coef != 1) rewrite(parts, Scale(coef, zero), team);
+  });
 }
 
 template <class Table>
 __global__ void __launch_bounds__(kThreads, kPolicy.blocks_per_sm)
     clamp_kernel(const __grid_constant__ Table table, double bound) {
-  const Share share = share_of(table, blockIdx.x, gridDim.x);
-  for (int s = share.last; s >= share.first; --s) rewrite_share(table, share, s, Clamp{bound});
+  rewrite_share(table, own_share(table), Clamp{bound});
 }
 
 }  // namespace fusedclip::cuda

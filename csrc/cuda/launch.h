@@ -54,6 +54,8 @@ template <class F>
 void for_each_table(const Work& work, const Device& device, F f) {
   if (work.segments.size() <= SmallTable::kCapacity)
     for_each_table_of<SmallTable>(SmallTable::kCapacity, work, device, f);
+  else if (work.segments.size() <= MiddleTable::kCapacity)
+    for_each_table_of<MiddleTable>(MiddleTable::kCapacity, work, device, f);
   else
     for_each_table_of<LargeTable>(LargeTable::kCapacity, work, device, f);
 }
@@ -72,8 +74,8 @@ struct Shape {
 };
 
 template <class... Parameters, class... Arguments>
-void launch(const char* name, const Work& work, const Device& device, const Shape& shape, void (*kernel)(Parameters...),
-            Arguments&&... arguments) {
+cudaError_t try_launch(const Work& work, const Device& device, const Shape& shape, void (*kernel)(Parameters...),
+                       Arguments&&... arguments) {
   cudaLaunchAttribute attribute{};
   if (shape.cooperative) {
     attribute.id = cudaLaunchAttributeCooperative;
@@ -89,7 +91,13 @@ void launch(const char* name, const Work& work, const Device& device, const Shap
   config.stream = static_cast<cudaStream_t>(work.stream);
   config.attrs = &attribute;
   config.numAttrs = shape.cooperative || shape.programmatic ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), name);
+  return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+template <class Kernel, class... Arguments>
+void launch(const char* name, const Work& work, const Device& device, const Shape& shape, Kernel kernel,
+            Arguments&&... arguments) {
+  check(try_launch(work, device, shape, kernel, std::forward<Arguments>(arguments)...), name);
 }
 
 }  // namespace fusedclip::cuda

@@ -1,90 +1,121 @@
-// A block's share of tiles kept on chip: some in registers, the others in shared memory, each thread its own packs, so
-// that no thread waits for another. The single elements at misaligned ends are read twice instead.
+// A block's share of tiles kept in shared memory. Each thread fetches, reads and rewrites its own packs, so that no
+// thread waits for another. The single elements at misaligned ends are read twice instead.
 #pragma once
 
 #include "walk.cuh"
 
 namespace fusedclip::cuda {
 
-constexpr int kInRegisters = kPolicy.on_chip_packs;
-
-// This thread's pack of one tile, if the segment has one there.
-struct Place {
-  bool taken;
-  Pack* pack;
+// Where a tile comes from and goes back to: `packs` of them from here on, one per thread from the first.
+struct Origin {
+  Pack* begin;
+  int packs;
   DType dtype;
 };
+static_assert(on_chip_tile_bytes(kPolicy) == kTileBytes + sizeof(Origin), "what the launch asks for");
 
-// Goes through the share tile by tile. Walking it again gives the same places, which therefore need not be kept.
-template <class Table>
-class Cursor {
+// The tiles of a share, and a directory of them. What knows segments and dtypes is done once, here, so that the loops
+// over tiles are short enough to be fetched by a cold instruction cache at no cost that counts.
+class Kept {
  public:
-  __device__ Cursor(const Table& table, const Share& share) : table_(table), share_(share), tile_(share.begin) {
-    enter(share.first);
+  template <class Table>
+  __device__ Kept(const Table& table, const Share& share)
+      : tiles_(int(share.end - share.begin)),
+        own_(dynamic_shared() + threadIdx.x),
+        origins_(reinterpret_cast<Origin*>(dynamic_shared() + int64_t(tiles_) * kThreads)) {
+    for (int s = share.first; s <= share.last; ++s) list(table, share, s);
+    __syncthreads();
   }
 
-  __device__ Place next() {
-    while (tile_ >= end_ && segment_ < share_.last) enter(segment_ + 1);
-    const int64_t i = int64_t(tile_++ - begin_) * kThreads + threadIdx.x;
-    return {i < count_, packs_ + i, dtype_};
+  __device__ int tiles() const { return tiles_; }
+  __device__ const Origin& origin(int k) const { return origins_[k]; }
+  __device__ bool has(int k) const { return int(threadIdx.x) < origins_[k].packs; }
+  __device__ Pack* home(int k) const {
+    Pack* const home = origins_[k].begin + threadIdx.x;
+#ifdef __CUDA_ARCH__
+    __builtin_assume(__isGlobal(home));  // an address out of shared memory could be of any kind
+#endif
+    return home;
+  }
+  __device__ Pack& own(int k) const { return own_[int64_t(k) * kThreads]; }  // this thread's pack
+
+  // Begins to fetch it, without a register to hold it meanwhile. Every tile counts, those behind the last one too.
+  __device__ void fetch(int k) const {
+    if (k < tiles_ && has(k)) start_copy(&own(k), home(k));
+    end_of_copies();
   }
 
  private:
-  __device__ void enter(int segment) {
-    const Stretch stretch = stretch_of(table_, share_, segment, kTileBytes);
-    segment_ = segment;
-    dtype_ = stretch.dtype;
-    begin_ = tile_;
-    end_ = share_.end < table_.first_tile[segment + 1] ? share_.end : table_.first_tile[segment + 1];
-    with_dtype(dtype_, [&](auto t) {
-      const auto parts = split<decltype(t)>(stretch.data, stretch.count);
-      packs_ = parts.packs;
-      count_ = parts.count;
-    });
+  template <class Table>
+  __device__ void list(const Table& table, const Share& share, int s) {
+    const Stretch stretch = stretch_of(table, share, s, kTileBytes);
+    const uint32_t first = table.first_tile[s], next = table.first_tile[s + 1];
+    const int begin = int((share.begin > first ? share.begin : first) - share.begin);
+    const int end = int((share.end < next ? share.end : next) - share.begin);
+    const auto parts = packs_of(stretch.data, stretch.count * size_of(stretch.dtype));
+#pragma unroll 1
+    for (int k = begin + int(threadIdx.x); k < end; k += kThreads) {
+      const int64_t before = int64_t(k - begin) * kThreads, left = parts.count - before;
+      origins_[k] = {parts.begin + before, int(left < kThreads ? left : kThreads), stretch.dtype};
+    }
   }
 
-  const Table& table_;
-  const Share& share_;
-  uint32_t tile_;
-  int segment_;
-  uint32_t begin_, end_;  // the segment's tiles inside the share
-  Pack* packs_;
-  int64_t count_;
-  DType dtype_;
+  // From global to shared memory, past the first-level cache; waited for by groups.
+  __device__ static void start_copy(Pack* to, const Pack* from) {
+#ifdef __CUDA_ARCH__
+    const auto address = uint32_t(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+#else
+    *to = *from;
+#endif
+  }
+  __device__ static void end_of_copies() {
+#ifdef __CUDA_ARCH__
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+  }
+
+  int tiles_;
+  Pack* own_;
+  Origin* origins_;
 };
 
-// All loads of a group are under way before the first is used, whatever the dtypes.
-template <class Table, int packs>
-__device__ inline void load(Cursor<Table>& cursor, Pack (&group)[packs]) {
-#pragma unroll
-  for (int u = 0; u < packs; ++u) {
-    const Place place = cursor.next();
-    group[u] = place.taken ? *place.pack : Pack{};
-  }
+// Waits until this thread's copies have arrived, but for those of the last `pending` tiles that it began to fetch.
+template <int pending>
+__device__ inline void wait_for_copies() {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+#endif
 }
 
-template <class N, class Table, int packs>
-__device__ inline double lift(Cursor<Table>& cursor, const Pack (&group)[packs]) {
+// Tiles on their way while one is read: 64 KB for an SM, as much as the streaming kernels have.
+constexpr int kAhead = 8;
+
+// The lifted value of this thread's packs, which from then on are on chip.
+template <class N>
+__device__ inline double read(const Kept& kept) {
   double lifted = identity(N::kCombining);
-#pragma unroll
-  for (int u = 0; u < packs; ++u) {
-    const Place place = cursor.next();
-    if (!place.taken) continue;
-    const Pack one[] = {group[u]};
-    lifted =
-        combine(N::kCombining, lifted, with_dtype(place.dtype, [&](auto t) { return lift<N, decltype(t)>(one, 0.0); }));
+#pragma unroll 1
+  for (int k = 0; k < kAhead; ++k) kept.fetch(k);
+#pragma unroll 1
+  for (int k = 0; k < kept.tiles(); ++k) {
+    wait_for_copies<kAhead - 1>();
+    if (kept.has(k)) {
+      const Pack one[] = {kept.own(k)};
+      const double value = with_dtype(kept.origin(k).dtype, [&](auto t) { return lift<N, decltype(t)>(one, 0.0); });
+      lifted = combine(N::kCombining, lifted, value);
+    }
+    kept.fetch(k + kAhead);
   }
   return lifted;
 }
 
-template <class Table, int packs>
-__device__ inline void store(Cursor<Table>& cursor, const Pack (&group)[packs], const Scale& scale) {
-#pragma unroll
-  for (int u = 0; u < packs; ++u) {
-    const Place place = cursor.next();
-    if (place.taken)
-      *place.pack = with_dtype(place.dtype, [&](auto t) { return rewritten<decltype(t)>(group[u], scale); });
-  }
+template <class F>
+__device__ inline void write_home(const Kept& kept, const F& f) {
+#pragma unroll 1
+  for (int k = kept.tiles() - 1; k >= 0; --k)
+    if (kept.has(k))
+      *kept.home(k) = with_dtype(kept.origin(k).dtype, [&](auto t) { return rewritten<decltype(t)>(kept.own(k), f); });
 }
 
 }  // namespace fusedclip::cuda

@@ -25,6 +25,16 @@ struct Elements {
   T of[kPerPack<T>];
 };
 
+// The aligned packs among so many bytes from here on.
+struct Packs {
+  Pack* begin;
+  int64_t count;
+};
+__device__ inline Packs packs_of(char* data, int64_t bytes) {
+  const int64_t heads = -reinterpret_cast<intptr_t>(data) & int64_t(sizeof(Pack) - 1);
+  return {reinterpret_cast<Pack*>(data + heads), (bytes - heads) / int64_t(sizeof(Pack))};
+}
+
 // `count` elements as up to 7 single ones, aligned packs, and up to 7 single ones: views into a flat buffer begin
 // anywhere.
 template <class T>
@@ -32,7 +42,7 @@ struct Split {
   T* head;
   int heads;
   Pack* packs;
-  int64_t count;
+  int count;  // of a block's share: below 32 GB
   T* tail;
   int tails;
 };
@@ -44,19 +54,18 @@ __device__ inline Split<T> split(char* data, int64_t count) {
   if (heads > count) heads = int(count);
   T* const first = reinterpret_cast<T*>(data);
   T* const body = first + heads;
-  const int64_t packs = (count - heads) / kPerPack<T>;
+  const int packs = int((count - heads) / kPerPack<T>);
   return {first,
           heads,
           reinterpret_cast<Pack*>(body),
           packs,
-          body + packs * kPerPack<T>,
-          int(count - heads - packs * kPerPack<T>)};
+          body + int64_t(packs) * kPerPack<T>,
+          int((count - heads) & (kPerPack<T> - 1))};
 }
 
-// The single element that this thread takes care of, the heads before the tails, or null.
+// The single element that the t-th thread takes care of, the heads before the tails, or null.
 template <class T>
-__device__ inline T* edge_of(const Split<T>& s) {
-  const int t = int(threadIdx.x);
+__device__ inline T* edge_of(const Split<T>& s, int t) {
   if (t < s.heads) return s.head + t;
   return t - s.heads < s.tails ? s.tail + (t - s.heads) : nullptr;
 }

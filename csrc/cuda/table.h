@@ -25,8 +25,9 @@ struct Table {
   FUSEDCLIP_HD uint32_t tiles() const { return first_tile[size]; }
 };
 
-// 21 bytes a segment. Launching with 32 KB of parameters copies 32 KB, so short lists get 4 KB.
+// 21 bytes a segment. Launching with 32 KB of parameters copies 32 KB, so short lists get 4 KB and middling ones 11.
 using SmallTable = Table<184>;
+using MiddleTable = Table<512>;
 using LargeTable = Table<1536>;
 
 // What one block works on: tiles [begin, end), which lie in the segments [first, last], both included.

@@ -1,29 +1,32 @@
-// A block's way through a stretch of elements: reading it forwards, rewriting it backwards.
+// A team's way through a stretch of elements: reading it forwards, rewriting it backwards. Packs are counted in 32
+// bits, which spares registers: a block's share is far below the 32 GB that these reach.
 #pragma once
 
+#include "block_reduce.cuh"
 #include "lift.cuh"
 #include "table.h"
 
 namespace fusedclip::cuda {
 
 // The lifted value of the single elements that this thread takes care of.
-template <class N, class T>
-__device__ inline double read_edge(const Split<T>& s, double p) {
-  const T* const edge = edge_of(s);
+template <class N, class T, class Team>
+__device__ inline double read_edge(const Split<T>& s, double p, Team team) {
+  const T* const edge = edge_of(s, team.thread);
   return edge ? lift_one<N>(double(widen(*edge)), p) : identity(N::kCombining);
 }
 
-// The lifted value of what this thread reads of a stretch.
-template <class N, class T>
-__device__ inline double read(const Split<T>& s, double p) {
+// `lifted`, and with it the lifted value of what this thread reads of a stretch.
+template <class N, class T, class Team>
+__device__ inline double read(const Split<T>& s, double p, Team team, double lifted) {
   constexpr int unroll = kZeroIsNeutral<N> ? kUnroll : 1;
-  double lifted = read_edge<N>(s, p);
-  for (int64_t i = threadIdx.x; i < s.count; i += unroll * kThreads) {
+  lifted = combine(N::kCombining, lifted, read_edge<N>(s, p, team));
+#pragma unroll 1
+  for (int i = team.thread; i < s.count; i += unroll * team.size) {
     const Pack* const here = s.packs + i;
-    const int64_t left = s.count - i;
+    const int left = s.count - i;
     Pack batch[unroll];
 #pragma unroll
-    for (int u = 0; u < unroll; ++u) batch[u] = u == 0 || u * kThreads < left ? here[u * kThreads] : Pack{};
+    for (int u = 0; u < unroll; ++u) batch[u] = u == 0 || u * team.size < left ? here[u * team.size] : Pack{};
     lifted = combine(N::kCombining, lifted, lift<N, T>(batch, p));
   }
   return lifted;
@@ -72,33 +75,34 @@ __device__ inline Pack rewritten(Pack pack, const F& f) {
   return bit_cast<Pack>(x);
 }
 
-template <class T, class F>
-__device__ inline void rewrite_edge(const Split<T>& s, const F& f) {
-  T* const edge = edge_of(s);
+template <class T, class F, class Team>
+__device__ inline void rewrite_edge(const Split<T>& s, const F& f, Team team) {
+  T* const edge = edge_of(s, team.thread);
   if (edge) *edge = narrow<T>(f.template apply<T>(widen(*edge)));
 }
 
 __device__ inline bool same(Pack a, Pack b) { return a.x == b.x && a.y == b.y && a.z == b.z && a.w == b.w; }
 
 // Backwards: what the read pass saw last is still in the second-level cache.
-template <class T, class F>
-__device__ inline void rewrite(const Split<T>& s, const F& f) {
-  constexpr int64_t step = int64_t(kWriteUnroll) * kThreads;
-  for (int64_t i = (s.count - 1) / step * step + threadIdx.x; i >= 0; i -= step) {
+template <class T, class F, class Team>
+__device__ inline void rewrite(const Split<T>& s, const F& f, Team team) {
+  constexpr int step = kWriteUnroll * Team::size;  // a power of two: counts are cut down to multiples of it
+#pragma unroll 1
+  for (int i = ((s.count - 1) & -step) + team.thread; i >= 0; i -= step) {
     Pack* const here = s.packs + i;
-    const int64_t left = s.count - i;
+    const int left = s.count - i;
     Pack batch[kWriteUnroll];
 #pragma unroll
     for (int u = 0; u < kWriteUnroll; ++u)
-      if (u * kThreads < left) batch[u] = here[u * kThreads];
+      if (u * team.size < left) batch[u] = here[u * team.size];
 #pragma unroll
     for (int u = 0; u < kWriteUnroll; ++u) {
-      if (u * kThreads >= left) continue;
+      if (u * team.size >= left) continue;
       const Pack written = rewritten<T>(batch[u], f);
-      if (F::kAlways || !same(written, batch[u])) here[u * kThreads] = written;
+      if (F::kAlways || !same(written, batch[u])) here[u * team.size] = written;
     }
   }
-  rewrite_edge(s, f);
+  rewrite_edge(s, f, team);
 }
 
 }  // namespace fusedclip::cuda

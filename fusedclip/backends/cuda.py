@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Set
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,16 +12,24 @@ from .. import _extension
 from ..dtypes import unknown
 from ..gradients import Batch
 from ..norms import Clipped, ClipRule, counts_tensors, follow
-from .base import Backend, Written
+from .base import Backend, Written, on
 
 _C = _extension.C
-AUTO, TWO_LAUNCHES, ON_CHIP = range(3)  # cuda::Form
+_FORMS = ("auto", "two launches", "on chip")  # cuda::Form
+
+form: Literal["auto", "two launches", "on chip"] = "auto"
+"""How a list is clipped; set `fusedclip.backends.cuda.form` to choose, for the whole process.
+
+"two launches" reads the gradients, and reads and writes them again if they are clipped. "on chip" reads them once, into
+shared memory, and needs every multiprocessor at the same time: it raises RuntimeError where the gradients do not fit,
+and may wait for ever for a kernel that spins on the device until other ranks answer. "auto" keeps on chip what fits
+unless torch.distributed is initialized or the device refused; with other communication libraries choose "two launches".
+"""
 
 
 class Cuda(Backend):
     name = "cuda"
     counts_writes = True
-    form = AUTO  # of clip_; tests ask for one
 
     def missing(self) -> str | None:
         if _C is None:
@@ -43,53 +52,58 @@ class Cuda(Backend):
         return unknown(dtypes)
 
     def lift(self, batch: Batch, p: float) -> Tensor:
-        out = torch.empty(len(batch.tensors), dtype=torch.float64, device=batch.device)
-        _C.cuda_lift(batch.table, p=p, scratch=_scratch(batch), out=out)
+        with on(batch.device):
+            out = torch.empty(len(batch.tensors), dtype=torch.float64, device=batch.device)
+            _C.cuda_lift(batch.table, p=p, scratch=_scratch(batch), out=out)
         return out
 
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
-        _C.cuda_scale(batch.table, coef=coef.contiguous(), per_tensor=coef.dim() == 1, zero=zero)
+        with on(batch.device):
+            _C.cuda_scale(batch.table, coef=coef.contiguous(), per_tensor=coef.dim() == 1, zero=zero)
         return True  # whether the coefficient was 1, only the device knows
 
     def clamp_(self, batch: Batch, bound: float) -> Written:
-        _C.cuda_clamp(batch.table, bound=bound)
+        with on(batch.device):
+            _C.cuda_clamp(batch.table, bound=bound)
         return True
 
     def fuses(self, p: float) -> bool:
         return not counts_tensors(p)  # each one's value is needed
 
     def norm(self, batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
-        norm = torch.empty((), dtype=dtype, device=batch.device)
-        _C.cuda_norm(batch.table, p=p, scratch=_scratch(batch), norm=norm)
+        with on(batch.device):
+            norm = torch.empty((), dtype=dtype, device=batch.device)
+            _C.cuda_norm(batch.table, p=p, scratch=_scratch(batch), norm=norm)
         return norm
 
     def clip_(
         self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
     ) -> tuple[Clipped, Written]:
         limit = _on_device(rule.max_norm, batch)
-        norm = torch.empty((), dtype=dtype, device=batch.device)
-        coef = torch.empty((), dtype=torch.float64, device=batch.device)
-        _C.cuda_clip(
-            batch.table,
-            p=p,
-            rule=rule if limit is None else rule._replace(max_norm=math.inf),
-            max_norm=limit,
-            multiplier=_on_device(multiplier, batch),
-            scratch=_scratch(batch),
-            norm=norm,
-            coef=coef,
-            form=self.form if self.form != AUTO or not _has_peers() else TWO_LAUNCHES,
-        )
+        with on(batch.device):
+            norm = torch.empty((), dtype=dtype, device=batch.device)
+            coef = torch.empty((), dtype=torch.float64, device=batch.device)
+            _C.cuda_clip(
+                batch.table,
+                p=p,
+                rule=rule if limit is None else rule._replace(max_norm=math.inf),
+                max_norm=limit,
+                multiplier=_on_device(multiplier, batch),
+                scratch=_scratch(batch),
+                norm=norm,
+                coef=coef,
+                form=_chosen_form(),
+            )
         return Clipped(norm, coef), True
 
 
-def _has_peers() -> bool:
-    """Whether kernels of other ranks may be waited for on this device.
-
-    The on-chip form needs every multiprocessor at once. A communication kernel that spins on one of them until a peer
-    answers would hold it up, for ever if that peer waits for this rank; ordinary launches pass it by.
-    """
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+def _chosen_form() -> int:
+    if form not in _FORMS:
+        raise ValueError(f"fusedclip.backends.cuda.form is {form!r}; there are {', '.join(map(repr, _FORMS))}")
+    # A communication kernel that spins on a multiprocessor until a peer answers would hold the on-chip form up, for
+    # ever if that peer waits for this rank; ordinary launches pass it by.
+    has_peers = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return _FORMS.index("two launches" if form == "auto" and has_peers else form)
 
 
 def _scratch(batch: Batch) -> Tensor:

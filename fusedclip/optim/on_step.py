@@ -75,7 +75,8 @@ def clip_on_step(
             GradScaler has them divide anyway; else, and with fp64 gradients, it scales. Subclasses of them may do
             anything with their gradients, so they are always scaled. A coefficient below 3e-39 comes out as 0 when it
             is deferred. Hooks that run after this one may be handed a stand-in of a fused optimizer.
-        group: as in `fusedclip.clip_grad_norm_`. Every rank must step, with the same "max_norm" entries.
+        group, counted_elsewhere: as in `fusedclip.clip_grad_norm_`. Every rank must step, with the same "max_norm"
+            entries.
 
     Returns:
         A handle with `total_norm`, `clip_coef`, `group_norms` and `remove()`.

@@ -37,8 +37,13 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInsufficientDriver = 35,
   cudaErrorNoDevice = 100,
-  cudaErrorLaunchFailure = 719
+  cudaErrorLaunchOutOfResources = 701,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorNotPermitted = 800,
+  cudaErrorNotSupported = 801
 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrCooperativeLaunch,
@@ -69,7 +74,7 @@ struct cudaLaunchConfig_t {
 namespace shim {
 
 constexpr int kMultiprocessors = 2, kResidentBlocks = 4, kThreads = 64;
-constexpr int kSharedBytes = 128 + 12 * 1024;  // twelve tiles of 64 threads, beside the kernels' own
+constexpr int kSharedBytes = 128 + 12 * (1024 + 16);  // twelve tiles of 64 threads, beside the kernels' own
 
 constexpr int kGridBarrier = -1;
 
@@ -209,6 +214,7 @@ inline const char* cudaGetErrorString(cudaError_t status) {
          : status == cudaErrorNoDevice         ? "no CUDA-capable device is detected"
                                                : "unspecified launch failure";
 }
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, shim::answer("cudaGetDevice"); }
 inline cudaError_t cudaSetDevice(int) { return shim::answer("cudaSetDevice"); }
@@ -232,9 +238,10 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, co
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  if (const cudaError_t status = shim::answer("cudaLaunchKernelEx")) return status;
+  const bool cooperative = config->numAttrs && config->attrs->id == cudaLaunchAttributeCooperative;
+  if (const cudaError_t status = shim::answer(cooperative ? "cooperative launch" : "cudaLaunchKernelEx")) return status;
   ++shim::machine.launches;
-  shim::machine.cooperative_launches += config->numAttrs && config->attrs->id == cudaLaunchAttributeCooperative;
+  shim::machine.cooperative_launches += cooperative;
   if (!shim::machine.launches_run) return cudaSuccess;
   const std::tuple<Parameters...> parameters(arguments...);
   shim::multiprocessors().run(*config, [&] { std::apply(kernel, parameters); });

@@ -48,22 +48,21 @@ void clips_in_both_forms() {
 }
 
 void auto_form_keeps_on_chip_what_fits() {
-  for (const int64_t tiles :
-       {1, 2, 6, 7, 30, 31, 70}) {  // each of 2 blocks keeps 3 tiles in registers and 12 in shared memory
+  for (const int64_t tiles : {1, 2, 6, 7, 16, 24, 25, 70}) {  // each of 2 blocks keeps 12
     List list;
     list.add(DType::kFloat32, tiles * 256, 0, normal(4));
     const auto before = list.values();
     const double norm = oracle_norm(list, 2);
     shim::machine.launches = shim::machine.cooperative_launches = 0;
     const Outcome outcome = clip(list, 2, at_most(1), Form::kAuto);
-    CHECK(shim::machine.cooperative_launches == (tiles <= 30) && shim::machine.launches == (tiles <= 30 ? 1 : 2));
+    CHECK(shim::machine.cooperative_launches == (tiles <= 24) && shim::machine.launches == (tiles <= 24 ? 1 : 2));
     CHECK(close(outcome.norm, norm, 3e-7));
     check_scaled(list, before, outcome.coef);
   }
 }
 
 void more_tensors_than_one_launch_takes() {
-  for (const int count : {184, 185, 1537}) {
+  for (const int count : {184, 185, 513, 1537}) {
     if (quick && count != 185) continue;
     List list;
     const auto value = normal(5);
@@ -300,6 +299,7 @@ const Test kTests[] = {{"lifted values", lifted_values},
                        {"same bits every time", same_bits_every_time},
                        {"shares of huge segments", shares_of_huge_segments},
                        {"unknown dtypes", a_dtype_that_is_not_known_is_not_launched},
+                       {"a refused cooperative launch", a_refused_cooperative_launch_becomes_two},
                        {"failing calls", failing_calls_say_what_and_why}};
 
 // Too slow under ThreadSanitizer for what they add there.

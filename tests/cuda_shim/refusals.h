@@ -7,6 +7,22 @@
 
 namespace fusedclip {
 
+// As under MPS: what is not allowed is done in the other form, this time and from then on.
+inline void a_refused_cooperative_launch_becomes_two() {
+  shim::machine.failing_call = "cooperative launch";
+  shim::machine.status = cudaErrorCooperativeLaunchTooLarge;
+  for (int time = 0; time < 2; ++time) {
+    List list = mixed(14);
+    const auto before = list.values();
+    const double norm = oracle_norm(list, 2);
+    shim::machine.launches = 0;
+    const Outcome outcome = clip(list, 2, at_most(1), Form::kAuto);
+    CHECK(shim::machine.launches == 2 && close(outcome.norm, norm, 3e-7) && outcome.coef < 1);
+    check_scaled(list, before, outcome.coef);
+    shim::machine.failing_call = "";  // it is not asked for again
+  }
+}
+
 inline void failing_calls_say_what_and_why() {
   shim::machine.status = cudaErrorLaunchFailure;
   for (const char* call : {"cudaLaunchKernelEx", "cudaGetDevice"}) {

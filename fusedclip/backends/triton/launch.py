@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ...gradients import Batch
 from ...norms import Clipped, ClipRule, follow
+from ..base import on
 from . import kernels
 from .norms import number_of
 from .tables import Table, table_for
@@ -136,15 +136,6 @@ def _read(table: Table, partials: Tensor, p: float, *, per_tile: bool) -> None:
 def launch(kernel: Any, programs: int, table: Table, *arguments: object, **constants: object) -> None:
     """Every launch of this engine."""
     kernel[(programs,)](*arguments, **constants, **table.options)
-
-
-def on(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device: make it this one, unless it is (the guard costs 2 us)."""
-    if device.type == "cpu":
-        return nullcontext()
-    module = torch.get_device_module(device)
-    guard: AbstractContextManager[object] = module.device(device)
-    return nullcontext() if module.current_device() == device.index else guard
 
 
 def _empty(batch: Batch, *size: int) -> Tensor:
