@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import adaptive, amp, backends, optim
+from . import adaptive, amp, backends, monitor, optim
 from .clip import (
     clip_grad_norm_,
     clip_grad_norm_per_tensor_,
@@ -27,6 +27,7 @@ __all__ = [
     "clip_grads_with_norm_",
     "get_per_tensor_norms",
     "get_total_norm",
+    "monitor",
     "optim",
     "patch_torch",
 ]
