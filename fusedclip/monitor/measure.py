@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from .. import passes
+from .. import norms, passes
 from ..gradients import Gradients
 
 
@@ -12,13 +13,15 @@ class Found(NamedTuple):
     """Of each gradient, [U], fp64."""
 
     lifted: Tensor  # of the order of the norm
-    nonzero: Tensor  # how many elements are not 0; NaN and inf are not
+    zeros: Tensor  # how many elements are exactly 0
     largest: Tensor  # magnitude
 
 
 def measure_each(grads: Gradients, p: float) -> Found:
     """A read pass for each of the three."""
-    return Found(*(passes.lift_each(grads, order) for order in (p, 0.0, float("inf"))))
+    sizes = torch.tensor([tensor.numel() for tensor in grads.tensors()], dtype=torch.float64, device="cpu")
+    lifted, nonzero, largest = (passes.lift_each(grads, order) for order in (p, 0.0, float("inf")))
+    return Found(lifted, norms.sent(sizes, nonzero.device) - nonzero, largest)
 
 
 def by_entry(found: Found, grads: Gradients, p: float) -> Found:

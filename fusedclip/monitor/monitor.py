@@ -201,15 +201,10 @@ class GradMonitor:
             norm,
             norms.on_device(math.nan if limit is None else limit, device),
             clipped.coef.amin() if clipped.coef.numel() else torch.ones_like(norm),
-            self._size(device, absent) - each.nonzero.sum(),
+            each.zeros.sum(),
             each.largest.amax() if len(each.largest) else torch.zeros_like(norm),
         ])  # fmt: skip
         self._later.send(torch.cat([head, each.lifted]), _Note(self.step, limit is not None, absent))
-
-    def _size(self, device: torch.device, absent: frozenset[int]) -> Tensor:
-        """Elements of all gradients, fp64, 0-d."""
-        count = sum(self._sizes) - sum(self._sizes[entry] for entry in absent)
-        return torch.full((), float(count), dtype=torch.float64, device=device)
 
     def _deliver(self, *, wait: bool = False) -> None:
         for note, row in self._later.arrived(wait=wait):
