@@ -187,37 +187,29 @@ def lstm(report: Report) -> bool:
 
 
 def adaptive(report: Report) -> bool:
-    """Loss and norm of each contender around the garbage that spikes them."""
+    """What garbage costs each contender: its loss above that of a run that was spared it, and its norm."""
     if not (result := report.training.get("adaptive")):
         return False
-    colours = dict(
-        zip((run["name"] for run in result["runs"]), (GREY, BLACK, ORANGE, BLUE, GREEN, VERMILION), strict=False)
-    )
+    spared, *runs = result["runs"]
+    colours = (GREY, BLACK, ORANGE, BLUE, GREEN, VERMILION)
     figure, panels = pyplot.subplots(2, 1, figsize=(9, 7), sharex=True, height_ratios=(3, 2))
     first, last = result["spikes"][0], result["spikes"][-1]
-    start = max(0, first - 60)
-    for run in result["runs"]:
-        how = {
-            "color": colours[run["name"]],
-            "linewidth": 1.6,
-            "linestyle": "--" if run["name"] == "not clipped" else "-",
-        }
-        back = "never back" if run["back_after"] is None else f"back after {run['back_after']} steps"
-        losses = [math.nan if first <= i <= last else loss for i, loss in enumerate(curve(run["losses"]))]
-        panels[0].plot(_smooth(losses), label=f"{run['name']}: {back}", **how)
+    start, end, highest = max(0, first - 40), min(len(spared["losses"]), last + 80), 0.1
+    for run, colour in zip(runs, colours, strict=True):
+        pairs = zip(curve(run["losses"]), spared["losses"], strict=True)
+        excess = _smooth([math.nan if first <= i <= last else a - b for i, (a, b) in enumerate(pairs)])
+        if run is not runs[0]:  # without clipping it leaves the picture
+            highest = max(highest, *excess[last + 1 : end])
+        how = {"color": colour, "linewidth": 1.6, "linestyle": "--" if run is runs[0] else "-"}
+        panels[0].plot(excess, label=f"{run['name']}: {run['cost']:+.2f}", **how)
         panels[1].semilogy(curve(run["norms"]), **how)
     for axes in panels:
         axes.axvspan(first - 0.5, last + 0.5, color=GREY, alpha=0.25, linewidth=0)
         axes.grid(True, alpha=0.3)
-    shown = [
-        loss
-        for run in result["runs"]
-        for loss in _smooth(curve(run["losses"]))[start:first] + _smooth(curve(run["losses"]))[last + 5 :]
-    ]
-    panels[0].set(ylim=(min(shown) * 0.97, max(shown) * 1.03), xlim=(start, len(result["runs"][0]["losses"])))
-    panels[0].set_ylabel("loss on text (nats per byte),\nmean of five steps")
+    panels[0].set(ylim=(-0.15, 1.15 * highest), xlim=(start, end))
+    panels[0].set_ylabel("loss above that of a run without\nthe garbage (mean of 5 steps)")
+    panels[0].legend(loc="upper right", title="mean of the 20 steps after")
     panels[1].set(xlabel="step", ylabel="gradient norm\nbefore clipping")
-    panels[0].legend(loc="upper right")
     figure.suptitle(f"A small GPT meets {last - first + 1} batches of random bytes (grey)\n{where(report)}")
     return True
 

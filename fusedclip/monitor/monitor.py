@@ -60,7 +60,8 @@ class GradMonitor:
     Args:
         named_parameters: as `model.named_parameters()` gives them, or a dict. Records call parameters by these names.
         sinks: where records go: a path that ends in .jsonl (added to), a `torch.utils.tensorboard.SummaryWriter`, a
-            Weights & Biases run, a `logging.Logger`, or any function of a `Record`; one, or several.
+            Weights & Biases run, a `logging.Logger`, or any function of a `Record`; one, or several. Of ranks with
+            sharded gradients each has the same records: give the sinks to one.
         every: record each so many steps; the others are only clipped.
         per_layer: keep the norm of every parameter (8 bytes each; of 2,048 steps at most, evenly thinned out).
 

@@ -9,6 +9,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from fusedclip import adaptive
 from fusedclip.adaptive import AdaptiveRule
+from fusedclip.monitor import GradMonitor
 
 from ..conftest import Engine
 from ..ranks import on_two_ranks
@@ -58,6 +59,33 @@ def scenario(rank: int) -> None:
             assert torch.equal(everywhere[0], everywhere[1])
 
 
+def recorded(rank: int) -> None:
+    """A monitor's records of shards are those of full tensors, on each rank."""
+    mesh = init_device_mesh("cpu", (2,))
+    names, placements = ["a", "b", "c", "d"], [[Shard(0)], [Shard(0)], [Replicate()], [Shard(1)]]
+    full = {name: nn.Parameter(torch.zeros(shape)) for name, shape in zip(names, SHAPES, strict=True)}
+    shards = {
+        name: nn.Parameter(distribute_tensor(p.detach(), mesh, where))
+        for (name, p), where in zip(full.items(), placements, strict=True)
+    }
+    whole, sharded = GradMonitor(full), GradMonitor(shards)
+    for grads in gradients(HERE, 15):
+        for name, grad, where in zip(names, grads, placements, strict=True):
+            full[name].grad = None if grad is None else grad.clone()
+            shards[name].grad = None if grad is None else distribute_tensor(grad, mesh, where, src_data_rank=None)
+        whole.clip_grad_norm_(0.5)
+        sharded.clip_grad_norm_(0.5)
+    whole.flush()
+    sharded.flush()
+    for one, other in zip(whole.history.records, sharded.history.records, strict=True):
+        assert (one.zeros, one.nonfinite, one.clipped) == (other.zeros, other.nonfinite, other.clipped)
+        assert [one.norm, one.coef, one.largest] == pytest.approx([other.norm, other.coef, other.largest], nan_ok=True)
+    for row, others in zip(whole.history.layers, sharded.history.layers, strict=True):
+        assert [norm is None for norm in row] == [norm is None for norm in others]
+        found = ([norm for norm in layers if norm is not None] for layers in (row, others))
+        assert next(found) == pytest.approx(next(found), nan_ok=True)
+
+
 def rows(rank: int) -> None:
     """AGC takes whole rows, wherever they are."""
     mesh = init_device_mesh("cpu", (2,))
@@ -78,6 +106,10 @@ def rows(rank: int) -> None:
 
 def test_a_state_is_that_of_one_process_and_moves_between_world_sizes() -> None:
     on_two_ranks(scenario)
+
+
+def test_a_monitor_of_shards() -> None:
+    on_two_ranks(recorded)
 
 
 def test_agc_of_shards() -> None:
