@@ -57,9 +57,14 @@ def run(options: Options) -> int:
 
 
 def train(options: Options) -> int:
-    """The training experiments only."""
+    """The training experiments only, or how adaptive rules take a spike."""
     report = new_report(options, "train")
-    train_all(report, options)
+    if options.adaptive:
+        options.out = options.out or RESULT.with_name("adaptive.json")
+        train_one("adaptive", experiments.ADAPTIVE_STEPS, report, options)
+        draw(report, options.out.parent)
+    else:
+        train_all(report, options)
     return finish(report, options)
 
 
@@ -89,6 +94,7 @@ def results(options: Options) -> int:
     """All that the documents show: the claims, the step and the training, measured again, and the documents renewed."""
     folder, wrong = options.out or documents.RESULTS, 0
     options.suite, options.dtype, options.workload, options.details = "claims", [], [], False
+    options.adaptive = False
     for name, command in {"claims": run, "step": step, "training": train}.items():
         options.out = folder / f"{name}.json"
         if not options.no_measuring:
@@ -197,10 +203,14 @@ def warnings(row: Row) -> list[str]:
 
 def train_all(report: Report, options: Options) -> None:
     for name, steps in experiments.STEPS.items():
-        steps = steps // 4 if options.quick else steps
-        with progress_bar(unit="step", total=steps, desc=f"training {name}") as bar:
-            report.training[name] = experiments.run(name, options.seed, steps, bar.update)
-        print(f"\n{name.upper()}:\n\n{experiments.summary(report.training[name])}\n")
+        train_one(name, steps, report, options)
+
+
+def train_one(name: str, steps: int, report: Report, options: Options) -> None:
+    steps = steps // 4 if options.quick else steps
+    with progress_bar(unit="step", total=steps, desc=f"training {name}") as bar:
+        report.training[name] = experiments.run(name, options.seed, steps, bar.update)
+    print(f"\n{name.upper()}:\n\n{experiments.summary(report.training[name])}\n")
     if options.logdir:
         experiments.to_tensorboard(options.logdir, report.training)
 
@@ -264,7 +274,7 @@ MEASURE: dict[str, tuple[Callable[[Options], int], dict[str, Any]]] = {
         "--workload": option("only these of the suite", choices=CATALOGUE, **EACH),
         "--details": DETAILS,
     }),
-    "train": (train, {}),
+    "train": (train, {"--adaptive": option("AutoClip, ZClip, AdaGC and SkipSpikes beside a fixed limit", **FLAG)}),
     "tune": (tune, {"--dtype": DTYPE}),
     "step": (step, {}),
     "results": (results, {"--no-measuring": option("renew pictures and documents from what is there", **FLAG)}),

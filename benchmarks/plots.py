@@ -20,8 +20,8 @@ from benchmarks.table import SHORT_DTYPE, where
 from benchmarks.train.experiments import GUESSING
 
 # Okabe and Ito's palette, which the common kinds of colour blindness tell apart.
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666",
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666", "#000000",
 )  # fmt: skip
 DTYPE_COLOURS = {"float32": BLUE, "bfloat16": ORANGE, "float16": GREEN, "mixed": PURPLE}
 CONTENDER_COLOURS = {
@@ -42,6 +42,7 @@ def draw_all(report: Report, folder: Path) -> list[Path]:
     """Every picture for which the report has data; the paths of those that were made."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {"speedup": speedup, "host-cost": host_cost, "roofline": roofline, "gpt": gpt, "lstm": lstm}
+    pictures["adaptive"] = adaptive
     made = []
     with pyplot.rc_context(STYLE):
         for name, draw in pictures.items():
@@ -183,6 +184,40 @@ def lstm(report: Report) -> bool:
     panels[1].set_xlabel("step")
     figure.suptitle(f"An LSTM, plain SGD with a rate of {result['learning_rate']:g}\n{where(report)}")
     return True
+
+
+def adaptive(report: Report) -> bool:
+    """What garbage costs each contender: its loss above that of a run that was spared it, and its norm."""
+    if not (result := report.training.get("adaptive")):
+        return False
+    spared, *runs = result["runs"]
+    colours = (GREY, BLACK, ORANGE, BLUE, GREEN, VERMILION)
+    figure, panels = pyplot.subplots(2, 1, figsize=(9, 7), sharex=True, height_ratios=(3, 2))
+    first, last = result["spikes"][0], result["spikes"][-1]
+    start, end, highest = max(0, first - 40), min(len(spared["losses"]), last + 80), 0.1
+    for run, colour in zip(runs, colours, strict=True):
+        pairs = zip(curve(run["losses"]), spared["losses"], strict=True)
+        excess = _smooth([math.nan if first <= i <= last else a - b for i, (a, b) in enumerate(pairs)])
+        if run is not runs[0]:  # without clipping it leaves the picture
+            highest = max(highest, *excess[last + 1 : end])
+        how = {"color": colour, "linewidth": 1.6, "linestyle": "--" if run is runs[0] else "-"}
+        panels[0].plot(excess, label=f"{run['name']}: {run['cost']:+.2f}", **how)
+        panels[1].semilogy(curve(run["norms"]), **how)
+    for axes in panels:
+        axes.axvspan(first - 0.5, last + 0.5, color=GREY, alpha=0.25, linewidth=0)
+        axes.grid(True, alpha=0.3)
+    panels[0].set(ylim=(-0.15, 1.15 * highest), xlim=(start, end))
+    panels[0].set_ylabel("loss above that of a run without\nthe garbage (mean of 5 steps)")
+    panels[0].legend(loc="upper right", title="mean of the 20 steps after")
+    panels[1].set(xlabel="step", ylabel="gradient norm\nbefore clipping")
+    figure.suptitle(f"A small GPT meets {last - first + 1} batches of random bytes (grey)\n{where(report)}")
+    return True
+
+
+def _smooth(values: list[float], width: int = 5) -> list[float]:
+    """Means of those that are numbers."""
+    windows = ([x for x in values[max(0, i - width + 1) : i + 1] if not math.isnan(x)] for i in range(len(values)))
+    return [sum(window) / len(window) if window else math.nan for window in windows]
 
 
 def curve(values: list[float | None]) -> list[float]:

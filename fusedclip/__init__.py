@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from . import amp, backends, optim
+from . import adaptive, amp, backends, monitor, optim
 from .clip import (
     clip_grad_norm_,
     clip_grad_norm_per_tensor_,
@@ -19,6 +19,7 @@ __version__ = _version("fusedclip")
 
 __all__ = [
     "GradStats",
+    "adaptive",
     "amp",
     "backends",
     "clip_grad_norm_",
@@ -30,6 +31,7 @@ __all__ = [
     "get_grad_stats",
     "get_per_tensor_norms",
     "get_total_norm",
+    "monitor",
     "optim",
     "patch_torch",
 ]

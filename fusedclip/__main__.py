@@ -1,6 +1,7 @@
 """`python -m fusedclip`: what is on this machine, which engine serves what, and why not the others. Always prints.
 
 `python -m fusedclip check` prints that and runs every engine against the reference; see `check.py`.
+`python -m fusedclip report RUN.jsonl` shows what a `GradMonitor` wrote there.
 """
 
 import argparse
@@ -36,12 +37,37 @@ def describe() -> None:
     print("  " + backends.explain().replace("\n", "\n  "))
 
 
+def report(arguments: argparse.Namespace) -> int:
+    """What a monitored run tells: the summary, the limit to take, a picture."""
+    from .monitor import History
+    from .monitor.picture import draw
+
+    try:
+        history = History.read(arguments.run)
+        print(history.summary())
+        if arguments.plot:
+            draw(history, arguments.plot)
+            print(f"drew {arguments.plot}")
+        print(history.suggest_max_norm(arguments.clip_rate))
+    except (OSError, ValueError, ModuleNotFoundError) as problem:
+        print(f"fusedclip report: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser("python -m fusedclip", description="What is here, and which engine serves what.")
-    parser.add_argument("command", nargs="?", choices=["check"], help="compare every engine with the reference as well")
-    command = parser.parse_args().command
+    commands = parser.add_subparsers(dest="command", title="commands")
+    commands.add_parser("check", help="compare every engine with the reference as well")
+    told = commands.add_parser("report", help="summary, suggestion and picture of a run that a GradMonitor recorded")
+    told.add_argument("run", metavar="RUN.jsonl")
+    told.add_argument("--plot", metavar="OUT.png", help="draw it (needs matplotlib)")
+    told.add_argument("--clip-rate", type=float, default=0.1, help="of the suggested limit (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.command == "report":
+        return report(arguments)
     describe()
-    return check.main() if command == "check" else 0
+    return check.main() if arguments.command == "check" else 0
 
 
 if __name__ == "__main__":

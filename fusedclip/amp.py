@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
 from . import passes
-from .arguments import Elsewhere, Group, Peers, check_group, check_max_norm, check_norm_type, peers_of
+from .arguments import Elsewhere, Group, Peers, check_group, check_norm_type, peers_of
 from .gradients import Gradients, gather
-from .norms import ClipRule
+from .norms import Rule, follow
+from .optim.skip import combine_flags
+from .rules import AdaptiveRule, as_rule
 from .torch_internals import outside_graphs, refuse_tracing
 
 
@@ -22,7 +24,7 @@ from .torch_internals import outside_graphs, refuse_tracing
 def unscale_and_clip_grad_norm_(
     scaler: torch.amp.GradScaler,
     optimizer: torch.optim.Optimizer,
-    max_norm: SupportsFloat | Tensor,
+    max_norm: SupportsFloat | Tensor | AdaptiveRule,
     norm_type: SupportsFloat = 2.0,
     *,
     error_if_nonfinite: bool = False,
@@ -46,7 +48,8 @@ def unscale_and_clip_grad_norm_(
         optimizer: any torch.optim.Optimizer; its gradients as in `fusedclip.clip_grad_norm_`, on several devices too.
             bf16 gradients work, which torch's `unscale_` refuses.
         max_norm, norm_type: as in `fusedclip.clip_grad_norm_`; max_norm is in the unit of the unscaled gradients, and
-            with inf they are unscaled only. Orders other than 1, 2 and inf, and fp64 gradients, cost one more read, as
+            with inf they are unscaled only; or an adaptive rule (`fusedclip.adaptive`), which a step that the scaler
+            skips does not enter. Orders other than 1, 2 and inf, and fp64 gradients, cost one more read, as
             their norm does not tell whether all gradients are finite.
         error_if_nonfinite: raise if the norm is NaN or inf, rather than let the scaler skip. Waits for the device.
         group, counted_elsewhere: as in `fusedclip.clip_grad_norm_`. All ranks get the same norm and skip the same
@@ -67,15 +70,17 @@ def unscale_and_clip_grad_norm_(
     Deterministic, as `fusedclip.clip_grad_norm_` is.
     """
     refuse_tracing()
-    p, rule = check_norm_type(norm_type), ClipRule(check_max_norm(max_norm))
+    p, rule = check_norm_type(norm_type), as_rule(max_norm)
     groups = check_group(group, counted_elsewhere)
     if not isinstance(scaler, torch.amp.GradScaler) or not isinstance(optimizer, torch.optim.Optimizer):
         given = f"{type(scaler).__name__} and {type(optimizer).__name__}"
         raise TypeError(f"unscale_and_clip_grad_norm_ takes a GradScaler and an optimizer, in this order, got {given}")
     grads_of = _parameters(optimizer)
     peers = peers_of(groups, counted_elsewhere, grads_of)
+    if isinstance(rule, AdaptiveRule):
+        rule.bind(grads_of)
     if not scaler.is_enabled():
-        return passes.clip_(gather(grads_of, p=p), p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers).norm
+        return _just_clip(gather(grads_of, p=p), p, rule, error_if_nonfinite, peers)
     state, inverse = _begin(scaler, optimizer, group)
     grads = gather(grads_of, p=p)
     if not allow_fp16:
@@ -93,7 +98,9 @@ def unscale_and_clip_grad_norm_(
         ).norm
     finally:
         if exact is not None or grads.is_written:  # an interrupt after the write must not have them unscaled twice
-            passes.insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, peers))
+            passes.insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, peers, rule))
+    if isinstance(rule, AdaptiveRule):
+        rule.settle(_found_anywhere(state))
     return passes.as_result(exact, grads)
 
 
@@ -113,7 +120,7 @@ class GradScaler(torch.amp.GradScaler):
     def unscale_and_clip_grad_norm_(
         self,
         optimizer: torch.optim.Optimizer,
-        max_norm: SupportsFloat | Tensor,
+        max_norm: SupportsFloat | Tensor | AdaptiveRule,
         norm_type: SupportsFloat = 2.0,
         *,
         error_if_nonfinite: bool = False,
@@ -159,14 +166,35 @@ def _note_unscaled(
     exact: Tensor | None,
     home: torch.device,
     peers: Peers | None,
+    rule: Rule,
 ) -> None:
     """Tell the scaler that these gradients are unscaled, and whether they were finite."""
     if exact is None:  # the interrupt took the norm away: read again, without the other ranks, who know by themselves
         found_inf = passes.found_inf_by_reading(grads, None, alone=True)
     else:
         found_inf = passes.found_inf(grads, p, exact, peers)
+    wanted = rule.wants_skipped() if isinstance(rule, AdaptiveRule) else None
+    if wanted is not None:
+        found_inf = torch.maximum(found_inf, follow(wanted, found_inf.device))
     state["found_inf_per_device"] = _per_device(found_inf, grads, home, needed=not passes.stays_here(grads, peers))
     state["stage"] = OptState.UNSCALED
+
+
+def _just_clip(grads: Gradients, p: float, rule: Rule, error_if_nonfinite: bool, peers: Peers | None) -> Tensor:
+    if isinstance(rule, AdaptiveRule) and rule.skips:
+        raise ValueError(
+            f"{type(rule).__name__} leaves steps out through the scaler, and this one is disabled; give the rule to "
+            "fusedclip.optim.clip_on_step instead"
+        )
+    norm = passes.clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers).norm
+    if isinstance(rule, AdaptiveRule):
+        rule.settle()
+    return norm
+
+
+def _found_anywhere(state: dict[str, Any]) -> Tensor | None:
+    flags = list(state["found_inf_per_device"].values())
+    return combine_flags(flags) if flags else None
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -314,6 +314,8 @@ def _no_number(value: object, name: str, wanted: str) -> TypeError:
     if name.isidentifier():  # an argument, not an entry of a param group
         if hasattr(value, "param_groups"):
             swapped = f"; the arguments look swapped: the optimizer comes before {name}"
+        elif hasattr(value, "clip_"):
+            swapped = f"; call its clip_(parameters), or give it to clip_on_step as {name}"
         elif _holds_tensors(value):
             swapped = f"; the arguments look swapped: the tensors come before {name}"
     return TypeError(f"{name} must be {wanted}, got {shown(value)}{swapped}")

@@ -10,6 +10,7 @@ Nothing here makes the host wait for a device. `csrc/norm_ops.h` is the same pag
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby
@@ -46,6 +47,20 @@ class ClipRule(NamedTuple):
     def __call__(self, norm: Tensor) -> Tensor:
         """The coefficient, elementwise and on the norm's device."""
         return coefficient(norm, self)
+
+
+class EachRule(ABC):
+    """A rule by which each gradient gets a coefficient of its own."""
+
+    zero_nonfinite = False
+
+    @abstractmethod
+    def of_each(self, norm: Tensor, by_entry: Tensor) -> Tensor:
+        """Coefficients [T] from the norm of all gradients, 0-d, and those of each entry of the list, [T]; 0 for one
+        without a gradient."""
+
+    def __call__(self, norm: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} wants the norm of each gradient, and was asked about one of several")
 
 
 # Making one takes 0.3 us, a tenth of a small call, and a limit is used again and again.

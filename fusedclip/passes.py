@@ -23,7 +23,7 @@ from ._extension import subnormals_count
 from .arguments import Peers, explain_no_gradients
 from .backends import Backend, Written, serving
 from .gradients import Batch, Gradients, Write, from_sweep, gather, refuse_shared
-from .norms import Clipped, ClipRule, Rule
+from .norms import Clipped, ClipRule, EachRule, Rule
 from .torch_internals import as_torch, increment_version
 
 
@@ -112,7 +112,39 @@ def measure(
     """What `clip_` does but for the write pass: the coefficient is for someone else to apply. The norm is in fp64."""
     if not grads.reads and stays_here(grads, peers):
         return Clipped(_nothing().double(), torch.ones((), dtype=torch.float64, device="cpu"))
-    return norms.clipped(_exact_norm(grads, p, error_if_nonfinite, peers), p, rule, multiplier)
+    lifted = lift_each(grads, p)
+    return clipped_by(lifted, grads, p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers, multiplier=multiplier)
+
+
+def clipped_by(
+    lifted: Tensor,
+    grads: Gradients,
+    p: float,
+    rule: Rule,
+    *,
+    error_if_nonfinite: bool = False,
+    peers: Peers | None = None,
+    multiplier: Tensor | None = None,
+) -> Clipped:
+    """The same of gradients that have been read."""
+    exact = _exact_norm(lifted, grads, p, error_if_nonfinite, peers)
+    if isinstance(rule, EachRule):
+        return _clipped_each(exact, norms_of_entries(lifted, grads, p), grads, p, rule, multiplier)
+    return norms.clipped(exact, p, rule, multiplier)
+
+
+def _clipped_each(
+    norm: Tensor, by_entry: Tensor, grads: Gradients, p: float, rule: EachRule, multiplier: Tensor | None
+) -> Clipped:
+    """`norms.clipped` with a coefficient for each gradient, [U]."""
+    if multiplier is not None:
+        multiplier = norms.on_device(multiplier, norm.device)
+        if not norms.counts_tensors(p):
+            norm, by_entry = norm * multiplier, by_entry * multiplier
+    coef = rule.of_each(norm, by_entry)
+    if grads.packed_sources is not None:
+        coef = coef[norms.index_on(first_entries(grads), coef.device)]
+    return Clipped(norm, coef if multiplier is None else coef * multiplier)
 
 
 def norm(grads: Gradients, p: float, *, error_if_nonfinite: bool, peers: Peers | None) -> Tensor:
@@ -122,11 +154,11 @@ def norm(grads: Gradients, p: float, *, error_if_nonfinite: bool, peers: Peers |
     engine = _fusing(grads, p, peers, error_if_nonfinite)
     if engine is not None:
         return engine.norm(grads.reads[0], p, grads.dtype)
-    return as_result(_exact_norm(grads, p, error_if_nonfinite, peers), grads, finite=error_if_nonfinite)
+    exact = _exact_norm(lift_each(grads, p), grads, p, error_if_nonfinite, peers)
+    return as_result(exact, grads, finite=error_if_nonfinite)
 
 
-def _exact_norm(grads: Gradients, p: float, error_if_nonfinite: bool, peers: Peers | None) -> Tensor:
-    lifted = lift_each(grads, p)
+def _exact_norm(lifted: Tensor, grads: Gradients, p: float, error_if_nonfinite: bool, peers: Peers | None) -> Tensor:
     exact = norms.finish(total(lifted, p, grads, peers), p)
     if error_if_nonfinite:
         raise_if_nonfinite(exact, lifted, grads, p)
@@ -216,15 +248,25 @@ def norm_of_each(grads: Gradients, p: float) -> tuple[Tensor, Tensor]:
     An entry without a gradient has 0.
     """
     lifted = lift_each(grads, p)
+    by_entry = norms_of_entries(lifted, grads, p)
     if stays_here(grads, None):
-        each = norms.finish(lifted, p)
-        return each, spread(each, grads)
+        return norms.finish(lifted, p), by_entry
+    return by_entry[norms.index_on(first_entries(grads), by_entry.device)], by_entry
+
+
+def norms_of_entries(lifted: Tensor, grads: Gradients, p: float) -> Tensor:
+    """From the lifted values of each gradient, [U], the norm of each entry over the ranks that hold its shards, [T]."""
+    if stays_here(grads, None):
+        return spread(norms.finish(lifted, p), grads)
     from . import distributed
 
-    by_entry = norms.finish(distributed.each_over_ranks(lifted, p, grads), p)
+    return norms.finish(distributed.each_over_ranks(lifted, p, grads), p)
+
+
+def first_entries(grads: Gradients) -> list[int]:
+    """Of each place, the first entry of the list that has it."""
     entry_of = {place: entry for entry, place in reversed(list(enumerate(grads.sources)))}
-    entries = [entry_of[place] for place in range(len(lifted))]
-    return by_entry[norms.index_on(entries, by_entry.device)], by_entry
+    return [entry_of[place] for place in range(len(grads))]
 
 
 def found_inf(grads: Gradients, p: float, exact: Tensor, peers: Peers | None) -> Tensor:

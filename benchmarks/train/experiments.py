@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 
 import fusedclip
 from benchmarks.table import markdown
+from benchmarks.train import adaptive
 from benchmarks.train.models import GPT, LSTM
 from benchmarks.train.pair import Clip, Run, largest_difference, train
 from benchmarks.train.text import VOCABULARY, batches
@@ -25,11 +26,12 @@ GUESSING = math.log(VOCABULARY)
 LEARNED = 0.6 * GUESSING
 LAST = 20
 STEPS = {"gpt": 320, "lstm": 200}
+ADAPTIVE_STEPS = 300
 
 
 def run(name: str, seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any]:
     """One of the experiments; two runs and what they have in common. `progress` is called after each step."""
-    return {"gpt": gpt, "lstm": lstm}[name](seed, steps, progress)
+    return {"gpt": gpt, "lstm": lstm, "adaptive": adaptive.adaptive}[name](seed, steps, progress)
 
 
 def gpt(seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any]:
@@ -72,6 +74,8 @@ def lstm(seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any
 
 def summary(result: dict[str, Any]) -> str:
     """A line per run, and what they have in common."""
+    if "spikes" in result:
+        return adaptive.summary(result)
     steps = len(result["runs"][0]["losses"])
     if "learning_rate" in result:
         below = (

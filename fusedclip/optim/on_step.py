@@ -26,7 +26,8 @@ from ..arguments import (
     peers_of,
 )
 from ..gradients import Gradients, gather, shares_memory
-from ..norms import Clipped, ClipRule, follow
+from ..norms import Clipped, ClipRule, EachRule, Rule, follow
+from ..rules import AdaptiveRule, as_rule
 from ..scopes import Scope, measure_scopes, scale_scopes_, scope_result
 from ..torch_internals import outside_graphs, refuse_tracing
 from .skip import combine_flags, prepare_momentum, refuse_unmade_momentum
@@ -37,7 +38,7 @@ Hooked = tuple[tuple[Any, ...], dict[str, Any]]
 
 def clip_on_step(
     optimizer: Optimizer,
-    max_norm: Limit,
+    max_norm: Limit | AdaptiveRule,
     norm_type: SupportsFloat = 2.0,
     *,
     on_nonfinite: Literal["propagate", "skip"] = "propagate",
@@ -60,7 +61,9 @@ def clip_on_step(
         optimizer: any torch.optim.Optimizer. A param group with an entry "max_norm" (a number or a 0-d tensor; None
             counts as absent) is clipped by itself to that; all other groups together to `max_norm`. The entry is read
             at each step.
-        max_norm, norm_type: as in `fusedclip.clip_grad_norm_`. A max_norm tensor on the CPU is read once, now.
+        max_norm, norm_type: as in `fusedclip.clip_grad_norm_`. A max_norm tensor on the CPU is read once, now. Or an
+            adaptive rule (`fusedclip.adaptive`), which a step that is left out by `found_inf` does not enter; one by
+            which each gradient has its own coefficient is never deferred. `SkipSpikes` needs what "skip" needs.
         on_nonfinite: with a NaN or an inf in any gradient, "propagate" clips as `fusedclip.clip_grad_norm_` does and
             steps; "skip" leaves parameters and optimizer state as they are, by `found_inf`, and needs an Adam, AdamW,
             SGD or Adagrad (no subclass) with fused=True. Neither waits for the device, but for "skip" in an SGD with
@@ -103,9 +106,9 @@ def clip_on_step(
     #     AdamW          1.25     1.25     1.57     1.36      (a grad_scale of 1 at the steps that don't clip: 1.37)
     #     SGD, momentum  1.29     1.29     1.77     1.54
     skip = check_on_nonfinite(on_nonfinite, ("propagate", "skip")) == "skip"
-    limit, p = check_max_norm(max_norm), check_norm_type(norm_type)
+    rule, p = as_rule(max_norm), check_norm_type(norm_type)
     ranks = (check_group(group, counted_elsewhere), counted_elsewhere)
-    handle = ClipOnStep(limit, p, skip, check_defer(defer), ranks)
+    handle = ClipOnStep(rule, p, skip, check_defer(defer), ranks)
     handle._register(optimizer)
     return handle
 
@@ -121,7 +124,8 @@ class ClipOnStep:
     if any gradient is), on the first gradient's device. None before the first step."""
 
     clip_coef: Tensor | None = None
-    """What the clip multiplied these gradients by, in the same dtype and place: 1 where nothing was clipped."""
+    """What the clip multiplied these gradients by, in the same dtype and place: 1 where nothing was clipped. One for
+    each gradient, if the rule is such."""
 
     group_norms: dict[int, Tensor]
     """By index, the norm of each param group that has a "max_norm" of its own."""
@@ -129,9 +133,11 @@ class ClipOnStep:
     _is_registered = False  # before _register, after remove() and in a copy
 
     def __init__(
-        self, limit: float | Tensor, p: float, skip: bool, defer: bool | None, ranks: tuple[Any, Elsewhere | None]
+        self, rule: Rule, p: float, skip: bool, defer: bool | None, ranks: tuple[Any, Elsewhere | None]
     ) -> None:
-        self._limit, self._p, self._skip, self._defer, self._ranks = limit, p, skip, defer, ranks
+        self._rule, self._p, self._skip, self._defer, self._ranks = rule, p, skip, defer, ranks
+        if isinstance(rule, AdaptiveRule):
+            self._skip |= rule.skips
         self.group_norms = {}
 
     def remove(self) -> None:
@@ -153,13 +159,24 @@ class ClipOnStep:
 
     def _check(self, optimizer: Optimizer) -> None:
         """Whether the optimizer, as it is now, can do what was asked for: its groups may have changed."""
-        if self._defer and any(group.get("max_norm") is not None for group in optimizer.param_groups):
+        own = any(group.get("max_norm") is not None for group in optimizer.param_groups)
+        each = isinstance(self._rule, EachRule)
+        if self._defer and (own or each):
+            several = (
+                f"{type(self._rule).__name__} has one for each" if each else "a param group has a max_norm of its own"
+            )
             raise ValueError(
-                "defer=True hands the optimizer one coefficient for all its gradients, but a param group has a "
-                "max_norm of its own; leave defer at None"
+                f"defer=True hands the optimizer one coefficient for all its gradients, but {several}; leave defer at "
+                "None"
+            )
+        if own and each:
+            raise ValueError(
+                f"{type(self._rule).__name__} clips each gradient by itself, and a param group has a max_norm of its "
+                "own beside; leave one of them out"
             )
         if (self._defer or self._skip) and not takes_grad_scale(optimizer):
-            asked = "defer=True" if self._defer else "on_nonfinite='skip'"
+            skips = type(self._rule).__name__ if getattr(self._rule, "skips", False) else "on_nonfinite='skip'"
+            asked = "defer=True" if self._defer else skips
             raise ValueError(
                 f"{asked} needs an Adam, AdamW, SGD or Adagrad with fused=True, whose kernels take grad_scale and "
                 f"found_inf; this {type(optimizer).__name__} has none"
@@ -222,7 +239,8 @@ class ClipOnStep:
             refuse_unmade_momentum(optimizer)
         grads, scopes, peers = self._gather(optimizer)
         scale = getattr(optimizer, "grad_scale", None)  # a GradScaler's: these gradients are still too large by that
-        defer = stand_in is not None and len(scopes) == 1 and self._defers(optimizer, grads, scaled=scale is not None)
+        one = len(scopes) == 1 and not isinstance(self._rule, EachRule)  # coefficient
+        defer = stand_in is not None and one and self._defers(optimizer, grads, scaled=scale is not None)
         clipped = self._measure_and_scale(grads, list(scopes.values()), peers, scale, write=not defer)
         whole = clipped[0]
         if stand_in is not None and defer and (scale is not None or not _seen_to_be_one(whole.coef)):
@@ -239,7 +257,7 @@ class ClipOnStep:
         """All gradients; what is clipped together (-1, the first) and by itself, by index of the param group; peers."""
         parameters: list[Tensor] = []
         together: list[int] = []
-        scopes = {-1: Scope(together, ClipRule(self._limit))}
+        scopes = {-1: Scope(together, self._rule)}
         for i, group in enumerate(optimizer.param_groups):
             entries = range(len(parameters), len(parameters) + len(group["params"]))
             parameters += group["params"]
@@ -248,6 +266,8 @@ class ClipOnStep:
             else:
                 limit = check_max_norm(group["max_norm"], f'optimizer.param_groups[{i}]["max_norm"]')
                 scopes[i] = Scope(entries, ClipRule(limit))
+        if isinstance(self._rule, AdaptiveRule):
+            self._rule.bind(parameters)
         return gather(parameters, p=self._p), scopes, peers_of(*self._ranks, parameters)
 
     def _defers(self, optimizer: Optimizer, grads: Gradients, *, scaled: bool) -> bool:
@@ -280,7 +300,8 @@ class ClipOnStep:
         else:
             clipped = measure_scopes(grads, p, scopes, peers=peers, multiplier=inverse)
         if write:
-            scale_scopes_(grads, scopes, [scope.rule(c.norm) for c, scope in zip(clipped, scopes, strict=True)])
+            coefs = [_unscaled(c, scope.rule, scale) for c, scope in zip(clipped, scopes, strict=True)]
+            scale_scopes_(grads, scopes, coefs)
         return clipped
 
     def _found_inf(self, grads: Gradients, peers: Peers | None, clipped: list[Clipped]) -> Tensor | None:
@@ -291,6 +312,9 @@ class ClipOnStep:
     def _prepare_skip(self, optimizer: Optimizer, stand_in: StandIn | None, found: Tensor | None) -> None:
         """Show the step whether to skip, in our eyes or a GradScaler's, whose answer to no gradients is a plain 0."""
         flags = [flag for flag in (found, getattr(optimizer, "found_inf", None)) if isinstance(flag, Tensor)]
+        if isinstance(self._rule, AdaptiveRule):
+            wanted = self._rule.settle(combine_flags(flags) if flags else None)
+            flags += [] if wanted is None else [wanted]
         if self._skip and stand_in is not None:
             stand_in.found_inf = combine_flags(flags)
         if flags and isinstance(optimizer, torch.optim.SGD):
@@ -306,6 +330,13 @@ def _pre_hooks(optimizer: Optimizer) -> dict[int, Any]:
             "optimizer inside (often .optimizer)"
         )
     return dict(hooks)
+
+
+def _unscaled(clipped: Clipped, rule: Rule, scale: Tensor | None) -> Tensor:
+    """The coefficient without the inverse loss scale."""
+    if isinstance(rule, EachRule):
+        return clipped.coef if scale is None else clipped.coef * follow(scale, clipped.coef.device)
+    return rule(clipped.norm)
 
 
 def _seen_to_be_one(coef: Tensor) -> bool:
