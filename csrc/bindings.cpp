@@ -158,6 +158,13 @@ PYBIND11_MODULE(_C, m) {
         unlocked([&] { cpu::lift(work(l), p, threads, lifted); });
       },
       arg("list"), keywords, arg("p"), arg("threads"), arg("out"));
+  m.def(
+      "cpu_stats",
+      [](const TensorList& l, int threads, py::handle out) {
+        double* const rows = doubles_of(out, l.device);
+        unlocked([&] { cpu::stats(work(l), threads, rows); });
+      },
+      arg("list"), keywords, arg("threads"), arg("out"));
   m.add_object("cpu_clip_list", py::reinterpret_steal<py::object>(PyCFunction_New(&clip_list_definition, nullptr)));
   m.def(
       "cpu_clip",
@@ -201,6 +208,15 @@ PYBIND11_MODULE(_C, m) {
         unlocked([&] { cuda::lift(work, p, space, lifted); });
       },
       arg("list"), keywords, arg("p"), arg("scratch"), arg("out"));
+  m.def("cuda_stats_scratch_doubles", [](const TensorList& l) { return cuda::stats_scratch_doubles(cuda_work(l)); });
+  m.def(
+      "cuda_stats",
+      [](const TensorList& l, py::handle scratch, py::handle out) {
+        const cuda::Work work = cuda_work(l);
+        double *const space = doubles_of(scratch, l.device), *const rows = doubles_of(out, l.device);
+        unlocked([&] { cuda::stats(work, space, rows); });
+      },
+      arg("list"), keywords, arg("scratch"), arg("out"));
   m.def(
       "cuda_norm",
       [](const TensorList& l, double p, py::handle scratch, py::handle norm) {

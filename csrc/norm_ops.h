@@ -71,6 +71,24 @@ FUSEDCLIP_HD inline bool is_trusted(A sum) {
   return sum >= A(0x1p-90) && sum <= A(FLT_MAX);
 }
 
+// What one read tells of some elements beside the sum of their squares; each member is a row of fusedclip/norms.py.
+struct Stats {
+  double squares, magnitudes, zeros, nonfinite;  // sums; an element counts as 1
+  double largest;                                // magnitude
+};
+constexpr int kStats = 5;
+
+FUSEDCLIP_HD inline Stats combine(const Stats& a, const Stats& b) {
+  return {a.squares + b.squares, a.magnitudes + b.magnitudes, a.zeros + b.zeros, a.nonfinite + b.nonfinite,
+          combine(Combining::kMax, a.largest, b.largest)};
+}
+
+// The magnitude from which on an element is not finite.
+template <class T>
+FUSEDCLIP_HD inline Bits<T> infinite() {
+  return bit_cast<Bits<T>>(narrow<T>(Wide<T>(HUGE_VAL)));
+}
+
 struct ClipRule {
   double max_norm;      // inf measures: the coefficient is 1 whatever the norm
   double eps;           // in the denominator, as in torch

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from . import amp, backends, clip
+from . import amp, backends, clip, stats
 from .dtypes import FLOATING
 
 BOUND = 3e-6  # of a norm, and so of a coefficient
@@ -41,6 +41,12 @@ def _unscale(params: list[Tensor], norm: Norms) -> Tensor:
     return amp.unscale_and_clip_grad_norm_(scaler, torch.optim.SGD(params), norm[2] / 20, allow_fp16=True)
 
 
+def _stats(params: list[Tensor], norm: Norms) -> Tensor:
+    found = stats.clip_grad_norm_with_stats_(params, norm[2] / 3)
+    rows = (found.norm, found.abs_sum, found.abs_max, found.zeros, found.nonfinite)
+    return torch.stack([row.to(found.norm.dtype) for row in rows])
+
+
 CALLS: dict[str, Call] = {
     **{f"clip_grad_norm_, p = {p:g}": _clip(p) for p in ORDERS},
     "clip_grad_norm_, not clipped": lambda params, norm: clip.clip_grad_norm_(params, 2 * norm[2]),
@@ -49,6 +55,7 @@ CALLS: dict[str, Call] = {
     "clip_grads_with_norm_": lambda params, norm: clip.clip_grads_with_norm_(params, 0.5, 1.0),
     "clip_grad_norm_per_tensor_": lambda params, norm: clip.clip_grad_norm_per_tensor_(params, norm[2] / 20, 2.0),
     "clip_grad_norm_scopes_": _scopes,
+    "clip_grad_norm_with_stats_": _stats,
     "unscale_and_clip_grad_norm_": _unscale,
     "clip_grad_value_": lambda params, norm: clip.clip_grad_value_(params, norm[INF] / 3),
 }

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from . import norms
 from .gradients import Batch, Gradients, flatten
-from .gradients.shards import Plan, ReduceSet, Shards, local_of
+from .gradients.shards import HERE, Plan, ReduceSet, Shards, Share, local_of
 from .torch_internals import as_torch
 
 
@@ -70,6 +70,59 @@ def each_over_ranks(lifted: Tensor, p: float, grads: Gradients, *, once: bool = 
         merged = merge_ranks(torch.cat(parts), p, group_of(one), grads.shards.device)
         each[torch.cat(indices)] = merged
     return each
+
+
+def stats_over_ranks(
+    counted: Tensor, by_entry: Tensor, grads: Gradients, groups: Sequence[ProcessGroup]
+) -> tuple[Tensor, Tensor]:
+    """Lifted statistics of this rank to those over all ranks: of each entry, [5, T], and of all together, [5].
+
+    `counted`: of this rank's gradients, [5, U], without those that another rank counts. `by_entry`: of all, [5, T].
+    """
+    by_entry, shards = by_entry.clone(), grads.shards
+    wholes = [norms.combine_stats(counted)] if shards is None else _over_sets_each(counted, by_entry, grads, shards)
+    total = norms.combine_stats(torch.stack(wholes, 1))
+    for group in groups:
+        total = merge_stats(total, group, _home(grads), "statistics")
+    return by_entry, total
+
+
+def _over_sets_each(counted: Tensor, by_entry: Tensor, grads: Gradients, shards: Shards) -> list[Tensor]:
+    """Those of each share, [5]; those of its entries take their places in `by_entry`.
+
+    One SUM and one MAX per reduce set: of its entries, and of all of them together, in which a gradient listed twice
+    counts once.
+    """
+    own = [_whole_share(counted, share, grads.sources) for share in shards.plan.shares]
+    wholes = [whole for whole, share in zip(own, shards.plan.shares, strict=True) if share.member == HERE]
+    for number, one in enumerate(shards.plan.sets):
+        members = [n for n, share in enumerate(shards.plan.shares) if share.member == number]
+        shares = [shards.plan.shares[n] for n in members]
+        indices = [norms.index_on(share.entries, by_entry.device) for share in shares]
+        columns = [torch.cat([by_entry[:, i], own[n][:, None]], 1) for i, n in zip(indices, members, strict=True)]
+        parts = torch.cat([_part_of_stats(c, share) for c, share in zip(columns, shares, strict=True)], 1)
+        label = f"statistics{shards.plan.count(number)}"
+        merged = merge_stats(parts, group_of(one), shards.device, label)
+        for index, part in zip(indices, torch.split(merged, [len(i) + 1 for i in indices], 1), strict=True):
+            by_entry[:, index] = part[:, :-1]
+            wholes.append(part[:, -1])
+    return wholes
+
+
+def _whole_share(lifted: Tensor, share: Share, sources: Sequence[int]) -> Tensor:
+    places = sorted({sources[entry] for entry in share.entries} - {-1})
+    return norms.combine_stats(lifted[:, norms.index_on(places, lifted.device)])
+
+
+def _part_of_stats(lifted: Tensor, share: Share) -> Tensor:
+    sums, largest = lifted[: norms.LARGEST], lifted[norms.LARGEST :]
+    return torch.cat([_part(sums, 1.0, share.replicas), _part(largest, math.inf, share.replicas)])
+
+
+def merge_stats(lifted: Tensor, group: ProcessGroup, home: torch.device | None, label: str) -> Tensor:
+    """Lifted statistics, [5, ...], over all ranks of `group`: one SUM and one MAX, in which every rank takes part."""
+    sums = merge_ranks(lifted[: norms.LARGEST], 1.0, group, home, label)
+    return torch.cat([sums, merge_ranks(lifted[norms.LARGEST :], math.inf, group, home, label)])
 
 
 def _over_sets(

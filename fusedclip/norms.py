@@ -21,6 +21,11 @@ from torch import Tensor
 
 EPS = 1e-6  # torch's, in torch/nn/utils/clip_grad.py
 
+# The rows of lifted statistics, fp64, [5, T]: four sums, and last the largest magnitude, which keeps NaN.
+SQUARES, MAGNITUDES, ZEROS, NONFINITE, LARGEST = range(5)
+STATS = 5
+ROWS = {2.0: SQUARES, 1.0: MAGNITUDES, math.inf: LARGEST}  # of the orders whose norm is among them
+
 
 class Rule(Protocol):
     """How norms become coefficients: any function of fp64 norms, elementwise, on their device and without waiting."""
@@ -157,6 +162,15 @@ def fold(lifted: Tensor, p: float) -> Tensor:
     if math.isinf(p):
         return lifted.amax() if p > 0 else lifted.amin()
     return lifted.sum()
+
+
+def combine_stats(lifted: Tensor) -> Tensor:
+    """The lifted statistics of a whole list, [5], from those of its tensors, [5, T]."""
+    if not lifted.shape[1]:
+        return lifted.new_zeros(STATS)
+    sums = lifted[:LARGEST]
+    sums = sums.cumsum(1)[:, -1] if lifted.is_cpu else sums.sum(1)  # in order, as in merge
+    return torch.cat([sums, lifted[LARGEST:].amax(1)])
 
 
 def finish(lifted: Tensor, p: float) -> Tensor:

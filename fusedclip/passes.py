@@ -4,6 +4,7 @@ clip_list_       all of it for a list, in one call of the extension where nothin
 clip_            all of it for gradients that have been gathered
 measure, norm    all of it but the write pass
 lift_each        the read pass
+stats_each       the read pass that counts and looks for the largest element on its way
 scale_, clamp_   the write pass
 
 Everything is checked before the first write. Autograd is told of what was written, and stand-ins of gradients are
@@ -21,7 +22,7 @@ from . import backends, norms
 from ._extension import subnormals_count
 from .arguments import Peers, explain_no_gradients
 from .backends import Backend, Written, serving
-from .gradients import Gradients, Write, from_sweep, gather, refuse_shared
+from .gradients import Batch, Gradients, Write, from_sweep, gather, refuse_shared
 from .norms import Clipped, ClipRule, EachRule, Rule
 from .torch_internals import as_torch, increment_version
 
@@ -169,15 +170,28 @@ def lift_each(grads: Gradients, p: float, *, alone: bool = False) -> Tensor:
 
     Of DTensors that of this rank's shard; partial ones are summed over their ranks first, but for `alone`.
     """
-    if not grads.reads:
-        return torch.empty(0, dtype=torch.float64, device=grads.device)
-    reads = grads.reads
-    if grads.shards is not None and grads.shards.plan.partials and not alone:
-        from .distributed import sum_partials  # not before it is asked for: a build of torch may lack it
+    return _joined([serving(batch).lift(batch, p) for batch in _reads(grads, p, alone)], grads, torch.Size([0]))
 
-        reads = sum_partials(grads, p)
-    lifted = [serving(batch).lift(batch, p) for batch in reads]
-    return lifted[0] if len(lifted) == 1 else torch.cat([part.to(grads.device) for part in lifted])
+
+def stats_each(grads: Gradients) -> Tensor:
+    """Lifted statistics of each gradient, fp64, [5, U] with the rows of norms.py; the rest as of `lift_each`."""
+    parts = [serving(batch).stats(batch) for batch in _reads(grads, 1.0, alone=False)]
+    return _joined(parts, grads, torch.Size([norms.STATS, 0]))
+
+
+def _reads(grads: Gradients, p: float, alone: bool) -> list[Batch]:
+    if alone or grads.shards is None or not grads.shards.plan.partials or not grads.reads:
+        return grads.reads
+    from .distributed import sum_partials  # not before it is asked for: a build of torch may lack it
+
+    return sum_partials(grads, p)
+
+
+def _joined(parts: list[Tensor], grads: Gradients, empty: torch.Size) -> Tensor:
+    """What each batch gave, along the last dimension."""
+    if not parts:
+        return torch.empty(empty, dtype=torch.float64, device=grads.device)
+    return parts[0] if len(parts) == 1 else torch.cat([part.to(grads.device) for part in parts], -1)
 
 
 def stays_here(grads: Gradients, peers: Peers | None) -> bool:
@@ -201,12 +215,31 @@ def totals(
     """That of each scope (its entries), [S]. Ranks with different labels get an error."""
     from . import distributed
 
-    if peers is not None and peers.uncounted:
-        places = {grads.sources[entry] for entry in peers.uncounted} - {-1}
-        lifted = lifted.clone()
-        for run in norms.runs(sorted(places)):
-            lifted[run] = norms.identity(p)
+    lifted = _counted_here(lifted, norms.identity(p), grads, peers)
     return distributed.totals(lifted, p, grads, () if peers is None else peers.groups, scopes, label)
+
+
+def stats_of(lifted: Tensor, grads: Gradients, peers: Peers | None) -> tuple[Tensor, Tensor]:
+    """Of lifted statistics those of each entry, [5, T], 0 for one without a gradient; and of all together, [5].
+
+    Over the ranks that hold their shards: of the whole gradients. Of all together also over the groups of `peers`.
+    """
+    counted, by_entry = _counted_here(lifted, 0.0, grads, peers), spread(lifted, grads)
+    if stays_here(grads, peers):
+        return by_entry, norms.combine_stats(counted)
+    from . import distributed
+
+    return distributed.stats_over_ranks(counted, by_entry, grads, () if peers is None else peers.groups)
+
+
+def _counted_here(lifted: Tensor, identity: float, grads: Gradients, peers: Peers | None) -> Tensor:
+    """Lifted values, [..., U], with the identity for what another rank counts."""
+    if peers is None or not peers.uncounted:
+        return lifted
+    lifted = lifted.clone()
+    for run in norms.runs(sorted({grads.sources[entry] for entry in peers.uncounted} - {-1})):
+        lifted[..., run] = identity
+    return lifted
 
 
 def norm_of_each(grads: Gradients, p: float) -> tuple[Tensor, Tensor]:
@@ -355,12 +388,12 @@ def insist(step: Callable[[], None]) -> None:
 
 
 def spread(values: Tensor, grads: Gradients) -> Tensor:
-    """[U] values in the order of the batches to one per entry of the list; 0 for an entry without a gradient."""
+    """[..., U] values in the order of the batches to one per entry of the list; 0 for an entry without a gradient."""
     sources = grads.packed_sources
     if sources is None:
         return values
     index = norms.sent(torch.frombuffer(sources, dtype=torch.int64), values.device)
-    return torch.cat([values, values.new_zeros(1)])[index]  # -1: the last
+    return torch.cat([values, values.new_zeros(*values.shape[:-1], 1)], -1)[..., index]  # -1: the last
 
 
 def as_result(exact: Tensor, grads: Gradients, *, finite: bool = False) -> Tensor:

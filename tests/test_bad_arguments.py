@@ -64,6 +64,8 @@ def test_norm_type_that_is_no_number(norm_type: Any) -> None:
         lambda: fusedclip.clip_grad_norm_(parameters([grad]), 0.1, norm_type),
         lambda: fusedclip.get_total_norm([grad], norm_type),
         lambda: fusedclip.get_per_tensor_norms([grad], norm_type),
+        lambda: fusedclip.get_grad_stats([grad], norm_type),
+        lambda: fusedclip.clip_grad_norm_with_stats_(parameters([grad]), 0.1, norm_type),
         lambda: fusedclip.clip_grad_norm_per_tensor_(parameters([grad]), 0.1, norm_type),
     ):
         with pytest.raises(TypeError, match="norm_type must be a number"):

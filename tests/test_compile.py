@@ -49,6 +49,8 @@ OWN: dict[str, tuple[Callable[[list[Tensor]], object], list[float]]] = {
     "clip_grads_with_norm_": (lambda params: fusedclip.clip_grads_with_norm_(params, 1.0, 10.0), [0.3, 0.4]),
     "clip_grad_value_": (lambda params: fusedclip.clip_grad_value_(params, 2.0), [2.0, 2.0]),
     "get_per_tensor_norms": (lambda params: fusedclip.get_per_tensor_norms(params), [3.0, 4.0]),
+    "get_grad_stats": (lambda params: fusedclip.get_grad_stats(params), [3.0, 4.0]),
+    "clip_grad_norm_with_stats_": (lambda params: fusedclip.clip_grad_norm_with_stats_(params, 1.0), [0.6, 0.8]),
     "clip_grad_norm_per_tensor_": (lambda params: fusedclip.clip_grad_norm_per_tensor_(params, 1.0), [1.0, 1.0]),
 }
 

@@ -39,6 +39,8 @@ CALLS: dict[str, Call] = {
     "get_per_tensor_norms": lambda params: fusedclip.get_per_tensor_norms(
         [p.grad for p in params if p.grad is not None]
     ),
+    "get_grad_stats": lambda params: fusedclip.get_grad_stats([p.grad for p in params if p.grad is not None]),
+    "clip_grad_norm_with_stats_": lambda params: fusedclip.clip_grad_norm_with_stats_(params, 1.0),
     "clip_grad_norm_per_tensor_": lambda params: fusedclip.clip_grad_norm_per_tensor_(params, 1.0),
     "unscale_and_clip_grad_norm_": _unscale,
     "clip_on_step": _step,

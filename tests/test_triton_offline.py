@@ -40,14 +40,15 @@ def tuning_of(target: str) -> tuning.Tuning:
     return tuning.DEFAULT if target == "gfx942" else tuning.NVIDIA
 
 
-def compiled(kernel: Any, target: str, **constants: object) -> dict[str, Any]:
+def compiled(kernel: Any, target: str, shaped: tuning.Tuning | None = None, **constants: object) -> dict[str, Any]:
     """The kernel's assembly, compiled with the options that a launch gives."""
-    shape = {"TILE_BYTES": tuning_of(target).tile_bytes, "STEP_BYTES": tuning_of(target).step_bytes}
+    shaped = shaped or tuning_of(target)
+    shape = {"TILE_BYTES": shaped.tile_bytes, "STEP_BYTES": shaped.step_bytes}
     constants = {n: v for n, v in {**shape, **constants}.items() if n in kernel.arg_names}
     signature = {n: "constexpr" if n in constants else POINTERS.get(n, "i32") for n in kernel.arg_names}
     gpu = GPUTarget("hip", target, 64) if target == "gfx942" else GPUTarget("cuda", int(target[3:]), 32)
     source = ASTSource(kernel, signature, constants, {})
-    return dict(triton.compile(source, target=gpu, options=tuning_of(target).options()).asm)
+    return dict(triton.compile(source, target=gpu, options=shaped.options()).asm)
 
 
 def count_wide(asm: dict[str, Any], target: str, what: str) -> int:
@@ -58,7 +59,7 @@ def count_wide(asm: dict[str, Any], target: str, what: str) -> int:
     return len(re.findall(rf"\b{word}\.global(?:\.\w+)*\.(?:v4\.[bf]32|v2\.[bf]64)\b", asm["ptx"]))
 
 
-def check_registers(asm: dict[str, Any], target: str, tmp_path: Path) -> None:
+def check_registers(asm: dict[str, Any], target: str, tmp_path: Path, shaped: tuning.Tuning = tuning.NVIDIA) -> None:
     """No spills, and registers that let all programs of the grid be resident at once."""
     if target == "gfx942":
         found = {n: int(v) for n, v in re.findall(r"\.(\w+):\s+(\d+)", asm["amdgcn"])}
@@ -72,7 +73,7 @@ def check_registers(asm: dict[str, Any], target: str, tmp_path: Path) -> None:
     found = {n: int(v) for n, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     assert found["STACK"] == found["LOCAL"] == 0, usage
     granule = -(-found["REG"] // 8) * 8
-    assert granule * THREADS * tuning.NVIDIA.programs_per_processor <= 65536, usage
+    assert granule * THREADS * shaped.programs_per_processor <= 65536, usage
 
 
 def wide_expected(target: str, dtypes: str) -> int:
@@ -95,6 +96,19 @@ def test_read(target: str, norm: str, dtypes: str, tmp_path: Path) -> None:
     if norm in ("MAX", "MIN") and target != "gfx942" and dtypes not in ("FLOAT64", "MIXED"):  # fp64 has no such word
         assert f"{norm.lower()}.NaN.f32" in asm["ptx"]
         assert f"{norm.lower()}.f32" not in asm["ptx"]
+
+
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_statistics(target: str, dtypes: str, tmp_path: Path) -> None:
+    shaped = tuning_of(target).for_statistics()
+    asm = compiled(kernels.stats_kernel, target, shaped, DTYPES=DTYPES[dtypes])
+    check_registers(asm, target, tmp_path, shaped)
+    assert count_wide(asm, target, "load") >= 4 * (4 if dtypes == "MIXED" else 1)
+    if target != "gfx942" and dtypes not in ("FLOAT64", "MIXED"):
+        assert "max.NaN.f32" in asm["ptx"]
+        assert "max.f32" not in asm["ptx"]
+    check_registers(compiled(kernels.per_tensor_stats_kernel, target), target, tmp_path)
 
 
 @pytest.mark.parametrize("dtypes", DTYPES)

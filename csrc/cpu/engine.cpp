@@ -71,13 +71,16 @@ using Partials = std::unique_ptr<double[]>;
 
 Partials partials_for(const Work& work) { return Partials(new double[work.tiling.tiles()]); }
 
+template <class Body>
+void read(const Work& work, Shares& shares, int thread, const Body& body) {
+  shares.each(thread, Order::kForwards, [&](int64_t share) { forwards(work, share_of(work, shares, share), body); });
+}
+
 void read(const Work& work, double p, Shares& shares, int thread, Partials& partials) {
   const Kernels& k = kernels();
   const Norm norm = norm_of(p);
-  shares.each(thread, Order::kForwards, [&](int64_t share) {
-    forwards(work, share_of(work, shares, share), [&](int64_t tile, const Tile& t) {
-      partials[tile] = k.lift(work.segments[t.segment].dtype, norm, p, t.data, t.count);
-    });
+  read(work, shares, thread, [&](int64_t tile, const Tile& t) {
+    partials[tile] = k.lift(work.segments[t.segment].dtype, norm, p, t.data, t.count);
   });
 }
 
@@ -129,6 +132,26 @@ void lift(const Work& work, double p, int max_threads, double* out) {
   const Partials partials = read_all(work, p, max_threads);
   const Combining how = end_of(p).combining;
   for (size_t s = 0; s < work.segments.size(); ++s) out[s] = combine_segment(work, how, partials, s);
+}
+
+void stats(const Work& work, int max_threads, double* out) {
+  const Kernels& k = kernels();
+  const std::unique_ptr<Stats[]> partials(new Stats[work.tiling.tiles()]);
+  const int threads = threads_for(work, max_threads);
+  Shares shares = shares_for(work, threads);
+  in_parallel(threads, [&](int thread, int) {
+    read(work, shares, thread, [&](int64_t tile, const Tile& t) {
+      partials[tile] = k.stats(work.segments[t.segment].dtype, t.data, t.count);
+    });
+  });
+  const size_t n = work.segments.size();
+  for (size_t s = 0; s < n; ++s) {
+    Stats total{};
+    for (int64_t tile = work.tiling.first_tile[s]; tile < work.tiling.first_tile[s + 1]; ++tile)
+      total = combine(total, partials[tile]);
+    const double rows[kStats] = {total.squares, total.magnitudes, total.zeros, total.nonfinite, total.largest};
+    for (int row = 0; row < kStats; ++row) out[row * n + s] = rows[row];
+  }
 }
 
 Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier, bool only_finite, int max_threads) {

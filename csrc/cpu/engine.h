@@ -19,6 +19,9 @@ struct Work {
 // out[s] = the lifted value of segment s, for all segments. Reads every element once.
 void lift(const Work& work, double p, int max_threads, double* out);
 
+// out[row * segments + s] = the statistics of segment s, a row per member. Reads every element once.
+void stats(const Work& work, int max_threads, double* out);
+
 // The norm, then every element times the coefficient unless that is 1. One parallel region for both passes. Norm and
 // rule are those of the elements times `multiplier`, which the coefficient contains. `only_finite`: a norm of NaN or
 // inf has nothing written.

@@ -83,41 +83,63 @@ inline ArithmeticVector<T> accumulate(ArithmeticVector<T> acc, ArithmeticVector<
     return acc + lifted<N>(x);
 }
 
-// The sum of each lane over x[0..n).
-template <class N, class T>
-inline void sum_lanes(const T* x, int64_t n, ArithmeticVector<T> (&acc)[kVectors]) {
+// What sees the elements beside a sum of them: nothing.
+struct Unwatched {
+  template <class T>
+  void see(const T*) {}
+};
+
+// The sum of each lane over x[0..n), for each of the norms.
+template <class... Ns, class T, class Watch>
+inline void sum_lanes(const T* x, int64_t n, ArithmeticVector<T> (&acc)[sizeof...(Ns)][kVectors], Watch& watch) {
   for_lanes<Arithmetic<T>>(x, n, T{}, [&](const T* lanes) {
-    for (int v = 0; v < kVectors; ++v)
-      acc[v] = accumulate<N, T>(acc[v], load(lanes + v * VectorOf<Arithmetic<T>>::size));
+    watch.see(lanes);
+    for (int v = 0; v < kVectors; ++v) {
+      const auto elements = load(lanes + v * VectorOf<Arithmetic<T>>::size);
+      int k = 0;
+      ((acc[k][v] = accumulate<Ns, T>(acc[k][v], elements), ++k), ...);
+    }
   });
 }
 
 // acc += x[0..n), a run or less.
-template <class N, class T, int vectors>
-__attribute__((always_inline)) inline void add_run(const T* x, int64_t n, Doubles (&acc)[vectors]) {
-  Floats run[kVectors] = {};
-  sum_lanes<N>(x, n, run);
-  for (int half = kVectors / 2; half * VectorOf<float>::size >= kRunLanes; half /= 2)
-    for (int v = 0; v < half; ++v) run[v] += run[v + half];
-  for (int v = 0; v < vectors / 2; ++v) {
-    acc[2 * v] += widen_to_double(low_half(run[v]));
-    acc[2 * v + 1] += widen_to_double(high_half(run[v]));
+template <class... Ns, class T, int vectors, class Watch>
+__attribute__((always_inline)) inline void add_run(const T* x, int64_t n, Doubles (&acc)[sizeof...(Ns)][vectors],
+                                                   Watch& watch) {
+  Floats runs[sizeof...(Ns)][kVectors] = {};
+  sum_lanes<Ns...>(x, n, runs, watch);
+  for (size_t k = 0; k < sizeof...(Ns); ++k) {
+    Floats(&run)[kVectors] = runs[k];
+    for (int half = kVectors / 2; half * VectorOf<float>::size >= kRunLanes; half /= 2)
+      for (int v = 0; v < half; ++v) run[v] += run[v + half];
+    for (int v = 0; v < vectors / 2; ++v) {
+      acc[k][2 * v] += widen_to_double(low_half(run[v]));
+      acc[k][2 * v + 1] += widen_to_double(high_half(run[v]));
+    }
   }
+}
+
+template <class... Ns, class T, class Watch>
+__attribute__((always_inline)) inline void block_sums(const T* x, int64_t n, double (&sums)[sizeof...(Ns)],
+                                                      Watch& watch) {
+  constexpr int vectors = kDoubleArithmetic<T> ? kVectors : kRunLanes / VectorOf<double>::size;
+  Doubles acc[sizeof...(Ns)][vectors] = {};
+  if constexpr (kDoubleArithmetic<T>) {
+    sum_lanes<Ns...>(x, n, acc, watch);
+  } else {
+    int64_t i = 0;
+    for (; i + kRun <= n; i += kRun) add_run<Ns...>(x + i, kRun, acc, watch);
+    if (i < n) add_run<Ns...>(x + i, n - i, acc, watch);
+  }
+  for (size_t k = 0; k < sizeof...(Ns); ++k) sums[k] = tree_sum(acc[k]);
 }
 
 template <class N, class T>
 double block_sum(const T* x, int64_t n) {
-  if constexpr (kDoubleArithmetic<T>) {
-    Doubles acc[kVectors] = {};
-    sum_lanes<N>(x, n, acc);
-    return tree_sum(acc);
-  } else {
-    Doubles acc[kRunLanes / VectorOf<double>::size] = {};
-    int64_t i = 0;
-    for (; i + kRun <= n; i += kRun) add_run<N>(x + i, kRun, acc);
-    if (i < n) add_run<N>(x + i, n - i, acc);
-    return tree_sum(acc);
-  }
+  double sum[1];
+  Unwatched nobody;
+  block_sums<N>(x, n, sum, nobody);
+  return sum[0];
 }
 
 template <class T>
@@ -165,18 +187,26 @@ double exact_block_sum(const T* x, int64_t n) {
   return sum;
 }
 
+// The sum of a block as it came out, or taken again.
+template <class N, class T>
+double trusted(double sum, const T* x, int64_t n) {
+  if constexpr (kDoubleArithmetic<T> || N::kCounts)
+    return sum;
+  else
+    return is_trusted(sum) ? sum : exact_block_sum<N>(x, n);
+}
+
 template <class N, class T>
 double sum(const T* x, int64_t n) {
   double total = 0;
   for (int64_t i = 0; i < n; i += kBlock) {
     const int64_t count = n - i < kBlock ? n - i : kBlock;
-    double block = block_sum<N>(x + i, count);
-    if constexpr (!kDoubleArithmetic<T> && !N::kCounts)
-      if (!is_trusted(block)) block = exact_block_sum<N>(x + i, count);
-    total += block;
+    total += trusted<N>(block_sum<N>(x + i, count), x + i, count);
   }
   return total;
 }
+
+#include "stats.h"
 
 // In fp64 all the way: what every dtype but float64 holds is a normal double (float64's subnormals count as 0).
 template <class N, class T>
@@ -256,6 +286,9 @@ double lift_any(DType dtype, Norm norm, double p, const void* data, int64_t coun
     return with_norm(norm, [=](auto n) { return lift<decltype(n)>(p, x, count); });
   });
 }
+Stats stats_any(DType dtype, const void* data, int64_t count) {
+  return with_dtype(dtype, [=](auto t) { return stats(static_cast<const decltype(t)*>(data), count); });
+}
 void scale_any(DType dtype, double coef, void* data, int64_t count) {
   return with_dtype(dtype, [=](auto t) { scale(coef, static_cast<decltype(t)*>(data), count); });
 }
@@ -269,6 +302,6 @@ bool clamp_any(DType dtype, double bound, void* data, int64_t count) {
 }  // namespace
 
 extern const Kernels table;
-const Kernels table = {FUSEDCLIP_NAME(FUSEDCLIP_ISA), lift_any, scale_any, clamp_any};
+const Kernels table = {FUSEDCLIP_NAME(FUSEDCLIP_ISA), lift_any, stats_any, scale_any, clamp_any};
 
 }  // namespace fusedclip::cpu::FUSEDCLIP_ISA

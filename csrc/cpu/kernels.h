@@ -12,6 +12,8 @@ struct Kernels {
   const char* name;
   // The lifted value of `count` elements, in fp64; `norm` is that of `p`.
   double (*lift)(DType dtype, Norm norm, double p, const void* data, int64_t count);
+  // The same sum of squares, and the rest that one read tells.
+  Stats (*stats)(DType dtype, const void* data, int64_t count);
   // data *= coef, in float for 16-bit dtypes, in double for the others.
   void (*scale)(DType dtype, double coef, void* data, int64_t count);
   // data = min(max(data, -bound), bound), NaN kept. Stores only where something changes; tells whether it did.

@@ -61,4 +61,13 @@ __device__ inline double block_reduce(Combining how, double value) {
   return warp == 0 ? warp_reduce(how, lane < kWarps ? warps.of[lane] : identity(how)) : identity(how);
 }
 
+// The team's first thread gets the result.
+template <class Team>
+__device__ inline double team_reduce(Team, Combining how, double value) {
+  if constexpr (Team::size == kWarp)
+    return warp_reduce(how, value);
+  else
+    return block_reduce(how, value);
+}
+
 }  // namespace fusedclip::cuda

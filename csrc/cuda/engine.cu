@@ -22,8 +22,9 @@ const void* address(Kernel* kernel) {
 
 template <class Table>
 void add_kernels(Kernels& k) {
-  for (const void* one : {address(combine_slots_kernel<Table>), address(settle_and_scale_kernel<Table>),
-                          address(scale_kernel<Table>), address(clamp_kernel<Table>)})
+  for (const void* one :
+       {address(stats_kernel<Table>), address(combine_slots_kernel<Table>), address(settle_and_scale_kernel<Table>),
+        address(scale_kernel<Table>), address(clamp_kernel<Table>)})
     k.streaming.push_back(one);
   for_each_norm([&](auto n) {
     using N = decltype(n);
@@ -93,12 +94,20 @@ class Passes {
     return count;
   }
 
+  // The statistics of pairs of block and segment to kStats rows of slots; the number of blocks.
   template <class Table>
-  void combine_slots(const Table& table, Combining how, const double* slots, int blocks, double* out) const {
+  int read_stats(const Table& table, double* slots) const {
+    const int blocks = blocks_for(table, device_.max_blocks);
+    launch("stats_kernel", work_, device_, {blocks}, stats_kernel<Table>, table, slots);
+    return blocks;
+  }
+
+  template <class Table>
+  void combine_slots(const Table& table, Combining last, int rows, const double* slots, int blocks, double* out) const {
     const int warps = device_.policy.threads / kWarp;
     launch("combine_slots_kernel", work_, device_,
-           {std::max(1, (table.size + warps - 1) / warps), device_.programmatic}, combine_slots_kernel<Table>, table,
-           how, slots, blocks, out);
+           {std::max(1, (table.size * rows + warps - 1) / warps), device_.programmatic}, combine_slots_kernel<Table>,
+           table, last, rows, slots, blocks, out, int64_t(work_.segments.size()));
   }
 
   void finish_norm(const NormEnd& norm, const double* totals, int count, const Results& results) const {
@@ -177,7 +186,19 @@ void lift(const Work& work, double p, double* scratch, double* out) {
   const Passes passes(work);
   passes.for_each_table([&](const auto& table, int) {
     const int blocks = passes.read(table, p, scratch, nullptr);
-    passes.combine_slots(table, end_of(p).combining, scratch, blocks, out);
+    passes.combine_slots(table, end_of(p).combining, 1, scratch, blocks, out);
+  });
+}
+
+int64_t stats_scratch_doubles(const Work& work) {
+  return kStats * (Passes(work).device().max_blocks + LargeTable::kCapacity);
+}
+
+void stats(const Work& work, double* scratch, double* out) {
+  const Passes passes(work);
+  passes.for_each_table([&](const auto& table, int) {
+    const int blocks = passes.read_stats(table, scratch);
+    passes.combine_slots(table, Combining::kMax, kStats, scratch, blocks, out);
   });
 }
 

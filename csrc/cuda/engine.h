@@ -27,11 +27,17 @@ enum class Form : int { kAuto, kTwoLaunches, kOnChip };
 // Why no device can be used here, in CUDA's own words; empty if one can.
 std::string missing();
 
-// Doubles of scratch memory that each of the next three wants: O(segments + blocks).
+// Doubles of scratch memory that lift, norm and clip each want: O(segments + blocks).
 int64_t scratch_doubles(const Work& work);
 
 // out[s] = the lifted value of segment s.
 void lift(const Work& work, double p, double* scratch, double* out);
+
+// Doubles of scratch memory that the next one wants.
+int64_t stats_scratch_doubles(const Work& work);
+
+// out[row * segments + s] = the statistics of segment s, a row per member.
+void stats(const Work& work, double* scratch, double* out);
 
 // The norm of all segments together. Not for p = 0, which counts tensors: that is for lift.
 void norm(const Work& work, double p, double* scratch, const Results& results);

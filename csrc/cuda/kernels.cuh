@@ -79,6 +79,10 @@ __device__ inline void edges(const Table& table, const Share& share, Body body) 
   for_stretches<Warp, false>(table, share, [](const Stretch&) { return true; }, body);
 }
 
+__device__ inline Combining combining_of_row(int row, Combining last, int rows) {
+  return row + 1 == rows ? last : Combining::kSum;
+}
+
 // Launch 1. With `slots`: the lifted value of each pair of block and segment, in the places of table.h. Without: that
 // of each block, in totals[block]. Powers are bound by arithmetic and spill in 64 registers: they get the registers of
 // two.
@@ -91,10 +95,7 @@ __global__ void __launch_bounds__(kThreads, N::kInDouble ? 1 : kPolicy.blocks_pe
   forwards(table, share, [&](auto team, int s, const auto& parts) {
     total = read<N>(parts, p, team, total);
     if (!slots) return;
-    if constexpr (decltype(team)::size == kWarp)
-      total = warp_reduce(N::kCombining, total);
-    else
-      total = block_reduce(N::kCombining, total);
+    total = team_reduce(team, N::kCombining, total);
     if (team.thread == 0) slots[blockIdx.x + s] = total;
     total = identity(N::kCombining);
   });
@@ -103,19 +104,43 @@ __global__ void __launch_bounds__(kThreads, N::kInDouble ? 1 : kPolicy.blocks_pe
   if (threadIdx.x == 0) totals[blockIdx.x] = total;
 }
 
-// The slots of each segment to its lifted value: a warp per segment.
+// Launch 1 where more than the norm is wanted: the statistics of each pair, in kStats rows of slots.
 template <class Table>
-__global__ void __launch_bounds__(kThreads) combine_slots_kernel(const __grid_constant__ Table table, Combining how,
-                                                                 const double* slots, int blocks, double* out) {
+__global__ void __launch_bounds__(kThreads, kPolicy.blocks_per_sm)
+    stats_kernel(const __grid_constant__ Table table, double* slots) {
+  let_next_launch_start();
+  const Share& share = own_share(table);
+  forwards(table, share, [&](auto team, int s, const auto& parts) {
+    const Stats own = read_stats(parts, team);
+    const double values[] = {own.squares, own.magnitudes, own.zeros, own.nonfinite, own.largest};
+    double* const slot = slots + blockIdx.x + s;
+    const int64_t row = slot_begin(table, table.size, gridDim.x);
+#pragma unroll
+    for (int r = 0; r < kStats; ++r) {
+      const double value = team_reduce(team, combining_of_row(r, Combining::kMax, kStats), values[r]);
+      if (team.thread == 0) slot[r * row] = value;
+    }
+  });
+}
+
+// The slots of each segment to its lifted value, in each of the rows: a warp per segment and row. All rows but the last
+// are sums.
+template <class Table>
+__global__ void __launch_bounds__(kThreads)
+    combine_slots_kernel(const __grid_constant__ Table table, Combining last, int rows, const double* slots, int blocks,
+                         double* out, int64_t out_row) {
   wait_for_last_launch();
-  const int s = int(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  const int warp = int(blockIdx.x) * kWarps + int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  const int s = warp / rows, row = warp % rows;
   if (s >= table.size) return;
+  const Combining how = combining_of_row(row, last, rows);
+  slots += row * int64_t(slot_begin(table, table.size, blocks));
   const uint32_t end = slot_begin(table, s + 1, blocks);
   double lifted = identity(how);
 #pragma unroll 1
   for (uint32_t i = slot_begin(table, s, blocks) + lane; i < end; i += kWarp) lifted = combine(how, lifted, slots[i]);
   lifted = warp_reduce(how, lifted);
-  if (lane == 0) out[table.place + s] = lifted;
+  if (lane == 0) out[row * out_row + table.place + s] = lifted;
 }
 
 struct Coefficient {

@@ -34,9 +34,18 @@ __device__ inline A lift_one(A x, double p) {
     return N::template lift<Math>(x);
 }
 
+// Shorter chains of dependent additions, within 64 registers.
+template <class A>
+constexpr int kLanes = sizeof(A) == 8 ? 2 : 4;
+
+template <class A, int count>
+__device__ inline A folded(const A (&lanes)[count]) {
+  return count == 2 ? lanes[0] + lanes[1] : (lanes[0] + lanes[1]) + (lanes[count - 2] + lanes[count - 1]);
+}
+
 template <class N, class A, class T, int packs>
 __device__ inline A sum(const Pack (&batch)[packs], double p) {
-  constexpr int count = sizeof(A) == 8 ? 2 : 4;  // shorter chains of dependent additions, within 64 registers
+  constexpr int count = kLanes<A>;
   A lanes[count] = {};
 #pragma unroll
   for (int u = 0; u < packs; ++u) {
@@ -44,7 +53,7 @@ __device__ inline A sum(const Pack (&batch)[packs], double p) {
 #pragma unroll
     for (int e = 0; e < kPerPack<T>; ++e) lanes[(u * kPerPack<T> + e) % count] += lift_one<N>(A(widen(x.of[e])), p);
   }
-  return count == 2 ? lanes[0] + lanes[1] : (lanes[0] + lanes[1]) + (lanes[count - 2] + lanes[count - 1]);
+  return folded(lanes);
 }
 
 // Exact zeros are common in embedding gradients and must not pay for fp64, which is slow on consumer GPUs.
@@ -57,15 +66,31 @@ __device__ inline bool all_zero(const Pack (&batch)[packs]) {
   return (bits & ones * kMagnitude<T>) == 0;
 }
 
+// The sum of a batch as it came out, or taken again.
+template <class N, class T, class A, int packs>
+__device__ inline double trusted(A sum, const Pack (&batch)[packs]) {
+  if (sizeof(A) == 8 || N::kCounts || is_trusted(sum)) return sum;
+  return all_zero<T>(batch) ? 0.0 : cuda::sum<N, double, T>(batch, 0);
+}
+
 template <class N, class T, int packs>
 __device__ inline double trusted_sum(const Pack (&batch)[packs], double p) {
-  if constexpr (N::kInDouble || std::is_same_v<Wide<T>, double>) {
+  if constexpr (N::kInDouble)
     return sum<N, double, T>(batch, p);
-  } else {
-    const float fast = sum<N, float, T>(batch, p);
-    if (N::kCounts || is_trusted(fast)) return fast;
-    return all_zero<T>(batch) ? 0.0 : sum<N, double, T>(batch, p);
+  else
+    return trusted<N, T>(sum<N, Wide<T>, T>(batch, p), batch);
+}
+
+template <class T, int packs>
+__device__ inline int count_nonfinite(const Pack (&batch)[packs]) {
+  int count = 0;
+#pragma unroll
+  for (int u = 0; u < packs; ++u) {
+    const auto x = bit_cast<Elements<T>>(batch[u]);
+#pragma unroll
+    for (int e = 0; e < kPerPack<T>; ++e) count += !(fabs(widen(x.of[e])) < Wide<T>(HUGE_VAL));
   }
+  return count;
 }
 
 template <class N, class T, int packs>
@@ -90,6 +115,55 @@ __device__ inline double lift(const Pack (&batch)[packs], double p) {
     return trusted_sum<N, T>(batch, p);
   else
     return extreme<N, T>(batch);
+}
+
+// Statistics on their way, of elements of T: what registers can hold beside a batch.
+template <class T>
+struct Counted {
+  double squares = 0, magnitudes = 0;
+  int zeros = 0, nonfinite = 0;
+  Bits<T> largest = 0;
+
+  __device__ Stats stats() const {
+    return {squares, magnitudes, double(zeros), double(nonfinite), value_of<T>(largest)};
+  }
+};
+
+// In one loop, or every element would be kept widened from one to the next.
+template <class T, int packs>
+__device__ inline void add(Counted<T>& counted, const Pack (&batch)[packs]) {
+  using A = Wide<T>;
+  constexpr int count = kLanes<A>;
+  A squares[count] = {}, magnitudes[count] = {};
+#pragma unroll
+  for (int u = 0; u < packs; ++u) {
+    const auto x = bit_cast<Elements<Bits<T>>>(batch[u]);
+#pragma unroll
+    for (int e = 0; e < kPerPack<T>; ++e) {
+      const Bits<T> bits = x.of[e] & kMagnitude<T>;
+      const A magnitude = widen(bit_cast<T>(bits));
+      const int lane = (u * kPerPack<T> + e) % count;
+      squares[lane] += lift_one<Two>(magnitude, 0);
+      magnitudes[lane] += magnitude;
+      counted.largest = bits > counted.largest ? bits : counted.largest;
+      counted.zeros += bits == 0;
+    }
+  }
+  counted.squares += trusted<Two, T>(folded(squares), batch);
+  const double sum = trusted<One, T>(folded(magnitudes), batch);
+  counted.magnitudes += sum;
+  if (!(sum < HUGE_VAL)) counted.nonfinite += count_nonfinite<T>(batch);
+}
+
+template <class T>
+__device__ inline void add(Counted<T>& counted, T element) {
+  const Bits<T> bits = bit_cast<Bits<T>>(element) & kMagnitude<T>;
+  const double magnitude = value_of<T>(bits);
+  counted.squares += magnitude * magnitude;
+  counted.magnitudes += magnitude;
+  counted.largest = bits > counted.largest ? bits : counted.largest;
+  counted.zeros += bits == 0;
+  counted.nonfinite += !(magnitude < HUGE_VAL);
 }
 
 }  // namespace fusedclip::cuda

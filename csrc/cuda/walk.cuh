@@ -32,6 +32,32 @@ __device__ inline double read(const Split<T>& s, double p, Team team, double lif
   return lifted;
 }
 
+// Two sums, a maximum and two counts have the registers of the other half: with 4 loads in flight they spill. 32 KB an
+// SM are enough but for a B200 (launch_policy.h), which will read a little slower than for the norm alone.
+constexpr int kStatsUnroll = (kUnroll + 1) / 2;
+
+// The statistics of what this thread reads of a stretch.
+template <class T, class Team>
+__device__ inline Stats read_stats(const Split<T>& s, Team team) {
+  Counted<T> counted;
+  const T* const edge = edge_of(s, team.thread);
+  if (edge) add(counted, *edge);
+#pragma unroll 1
+  for (int i = team.thread; i < s.count; i += kStatsUnroll * team.size) {
+    const Pack* const here = s.packs + i;
+    const int left = s.count - i;
+    Pack batch[kStatsUnroll];
+#pragma unroll
+    for (int u = 0; u < kStatsUnroll; ++u) {
+      const bool inside = u == 0 || u * team.size < left;
+      batch[u] = inside ? here[u * team.size] : Pack{};
+      counted.zeros -= inside ? 0 : kPerPack<T>;
+    }
+    add(counted, batch);
+  }
+  return counted.stats();
+}
+
 // What happens to an element of T when it is written; `kAlways`: even to those that it leaves as they are.
 class Scale {
  public:

@@ -53,6 +53,13 @@ class Backend(ABC):
         """Read pass: the lifted value of each tensor, fp64, [T]."""
 
     @abstractmethod
+    def stats(self, batch: Batch) -> Tensor:
+        """Read pass: the lifted statistics of each tensor, fp64, [5, T]; norms.py names the rows.
+
+        The squares are summed as by `lift`. NaN and inf spread as they do there, and are counted as well.
+        """
+
+    @abstractmethod
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
         """Write pass: each tensor times `coef` (fp64, 0-d, or [T] for one each), which writes nothing where it is 1.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _extension
 from ..dtypes import unknown
 from ..gradients import Batch
-from ..norms import Clipped, ClipRule
+from ..norms import STATS, Clipped, ClipRule
 from .base import Backend, Written
 
 _C = _extension.C
@@ -35,6 +35,11 @@ class Cpu(Backend):
     def lift(self, batch: Batch, p: float) -> Tensor:
         out = torch.empty(len(batch.tensors), dtype=torch.float64, device="cpu")
         _C.cpu_lift(batch.table, p=p, threads=torch.get_num_threads(), out=out)
+        return out
+
+    def stats(self, batch: Batch) -> Tensor:
+        out = torch.empty(STATS, len(batch.tensors), dtype=torch.float64, device="cpu")
+        _C.cpu_stats(batch.table, threads=torch.get_num_threads(), out=out)
         return out
 
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _extension
 from ..dtypes import unknown
 from ..gradients import Batch
-from ..norms import Clipped, ClipRule, counts_tensors, follow
+from ..norms import STATS, Clipped, ClipRule, counts_tensors, follow
 from .base import Backend, Written, on
 
 _C = _extension.C
@@ -55,6 +55,14 @@ class Cuda(Backend):
         with on(batch.device):
             out = torch.empty(len(batch.tensors), dtype=torch.float64, device=batch.device)
             _C.cuda_lift(batch.table, p=p, scratch=_scratch(batch), out=out)
+        return out
+
+    def stats(self, batch: Batch) -> Tensor:
+        with on(batch.device):
+            out = torch.empty(STATS, len(batch.tensors), dtype=torch.float64, device=batch.device)
+            size = _C.cuda_stats_scratch_doubles(batch.table)
+            scratch = torch.empty(size, dtype=torch.float64, device=batch.device)
+            _C.cuda_stats(batch.table, scratch=scratch, out=out)
         return out
 
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:

@@ -1,5 +1,6 @@
 """The specification: what every engine computes, in plain torch, on any device. Slow, and meant to be read first."""
 
+import math
 from collections.abc import Set
 
 import torch
@@ -25,6 +26,10 @@ class Reference(Backend):
     @torch.no_grad()
     def lift(self, batch: Batch, p: float) -> Tensor:
         return torch.stack([lifted(tensor, p) for tensor in batch.tensors])
+
+    @torch.no_grad()
+    def stats(self, batch: Batch) -> Tensor:
+        return torch.stack([lifted_stats(tensor) for tensor in batch.tensors], 1)
 
     @torch.no_grad()
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
@@ -53,3 +58,10 @@ def lifted(tensor: Tensor, p: float) -> Tensor:
     if not tensor.numel():
         return torch.full((), identity(p), dtype=torch.float64, device=tensor.device)
     return fold(lift_elements(tensor, p), p)
+
+
+def lifted_stats(tensor: Tensor) -> Tensor:
+    """The statistics of all elements, fp64, [5]."""
+    squares, magnitudes, largest = (lifted(tensor, p) for p in (2.0, 1.0, math.inf))
+    counts = ((tensor == 0).sum(), tensor.isfinite().logical_not().sum())
+    return torch.stack([squares, magnitudes, *counts, largest])

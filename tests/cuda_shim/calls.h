@@ -36,6 +36,15 @@ inline std::vector<double> lift(const List& list, double p) {
   return out;
 }
 
+// kStats rows.
+inline std::vector<double> stats(const List& list) {
+  const auto segments = list.segments();
+  const cuda::Work work{segments, 0, nullptr};
+  std::vector<double> scratch(cuda::stats_scratch_doubles(work), NAN), out(kStats * segments.size(), -1);
+  cuda::stats(work, scratch.data(), out.data());
+  return out;
+}
+
 inline void check_scaled(const List& list, const std::vector<std::vector<double>>& before, double coef) {
   for (size_t s = 0; s < before.size(); ++s)
     for (size_t i = 0; i < before[s].size(); ++i) {

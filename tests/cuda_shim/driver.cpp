@@ -19,6 +19,29 @@ void lifted_values() {
   }
 }
 
+void statistics() {
+  List list = mixed(12, quick ? 1 : 2);
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  int64_t next = 0;
+  for (Tensor& tensor : list.tensors)
+    for (int64_t i = 0; i < tensor.count(); ++i, ++next) {
+      if (next % 5 == 0) tensor.set(i, next % 10 == 0 ? 0.0 : -0.0);
+      if (next % 997 == 3) tensor.set(i, next % 2 == 0 ? nan : -HUGE_VAL);
+    }
+  shim::machine.launches = 0;
+  const auto rows = stats(list);
+  CHECK(shim::machine.launches == 2);
+  const size_t count = list.tensors.size();
+  const auto values = list.values();
+  for (size_t s = 0; s < count; ++s) {
+    double zeros = 0, nonfinite = 0;
+    for (const double x : values[s]) zeros += x == 0, nonfinite += !std::isfinite(x);
+    const Tensor& t = list.tensors[s];
+    const double wanted[] = {oracle_lifted(t, 2), oracle_lifted(t, 1), zeros, nonfinite, oracle_lifted(t, HUGE_VAL)};
+    for (int row = 0; row < kStats; ++row) CHECK(close(rows[row * count + s], wanted[row], row < 2 ? 3e-7 : 0));
+  }
+}
+
 void norms_without_a_write() {
   const List list = mixed(2);
   const auto segments = list.segments();
@@ -70,6 +93,9 @@ void more_tensors_than_one_launch_takes() {
     const auto before = list.values();
     const auto lifted = lift(list, 2);
     for (int s = 0; s < count; ++s) CHECK(close(lifted[s], oracle_lifted(list.tensors[s], 2), 3e-7));
+    const auto rows = stats(list);
+    for (int s = 0; s < count; ++s) CHECK(close(rows[s], lifted[s], 3e-7));
+    for (int s = 0; s < count; ++s) CHECK(rows[4 * count + s] == oracle_lifted(list.tensors[s], HUGE_VAL));
     const double norm = oracle_norm(list, 2);
     const Outcome outcome = clip(list, 2, at_most(1), Form::kAuto);
     CHECK(close(outcome.norm, norm, 3e-7));
@@ -283,6 +309,7 @@ struct Test {
   void (*run)();
 };
 const Test kTests[] = {{"lifted values", lifted_values},
+                       {"statistics", statistics},
                        {"norms without a write", norms_without_a_write},
                        {"clips in both forms", clips_in_both_forms},
                        {"the form that is chosen", auto_form_keeps_on_chip_what_fits},

@@ -53,6 +53,9 @@ class Triton(Backend):
     def lift(self, batch: Batch, p: float) -> Tensor:
         return _launch().lift(batch, p)  # type: ignore[no-any-return]
 
+    def stats(self, batch: Batch) -> Tensor:
+        return _launch().stats(batch)  # type: ignore[no-any-return]
+
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
         _launch().scale_(batch, coef, zero=zero)
         return _written(coef)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ...gradients import Batch
-from ...norms import Clipped, ClipRule, follow
+from ...norms import STATS, Clipped, ClipRule, follow
 from ..base import on
 from . import kernels
 from .norms import number_of
 from .tables import Table, table_for
+from .tuning import programs_for
 
 
 def lift(batch: Batch, p: float) -> Tensor:
@@ -33,6 +34,36 @@ def lift(batch: Batch, p: float) -> Tensor:
             plan.segments,
             plan.tiles,
             NORM=norm,
+        )
+    return out
+
+
+def stats(batch: Batch) -> Tensor:
+    with on(batch.device):
+        table = table_for(batch)
+        plan = table.plan
+        partials = _empty(batch, STATS, plan.tiles)
+        out = _empty(batch, STATS, plan.segments)
+        tuning = table.for_statistics
+        launch(
+            kernels.stats_kernel,
+            min(programs_for(batch.device, tuning.programs_per_processor), max(plan.tiles, 1)),
+            table,
+            table.data,
+            partials,
+            plan.segments,
+            plan.tiles,
+            **(table.shape | {"STEP_BYTES": tuning.step_bytes} | tuning.options()),
+        )
+        launch(
+            kernels.per_tensor_stats_kernel,
+            plan.segments,
+            table,
+            table.data,
+            partials,
+            out,
+            plan.segments,
+            plan.tiles,
         )
     return out
 
@@ -135,7 +166,7 @@ def _read(table: Table, partials: Tensor, p: float, *, per_tile: bool) -> None:
 
 def launch(kernel: Any, programs: int, table: Table, *arguments: object, **constants: object) -> None:
     """Every launch of this engine."""
-    kernel[(programs,)](*arguments, **constants, **table.options)
+    kernel[(programs,)](*arguments, **(table.options | constants))
 
 
 def _empty(batch: Batch, *size: int) -> Tensor:

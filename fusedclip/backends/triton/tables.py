@@ -56,6 +56,7 @@ class Table:
         self.device = device
         self.shape = {"DTYPES": plan.dtypes, "TILE_BYTES": tuning.tile_bytes, "STEP_BYTES": tuning.step_bytes}
         self.options = tuning.options()
+        self.for_statistics = tuning.for_statistics()
         self.programs = min(programs_for(device, tuning.programs_per_processor), max(plan.tiles, 1))
         self.data = torch.empty(plan.segments + len(plan.rows), dtype=torch.int64, device=device)
         self.partials = torch.empty(self.programs, dtype=torch.float64, device=device)

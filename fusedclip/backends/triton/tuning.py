@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ...dtypes import FLOATING, name_of
 # With these, and steps of 64 KiB at most, an fp32 accumulator takes 33 additions in a tile. Those and the 7 that add
 # eight accumulators to one round 39 times: 39 * 2^-24 = 2.4e-6 of a sum at most, half of that for a 2-norm.
 MOST_STEPS = 16
+REGISTERS = 65536  # of an NVIDIA multiprocessor
 TABLE = Path(__file__).with_name("tuning.json")  # written by `python -m benchmarks tune`, read once per process
 
 
@@ -56,6 +57,15 @@ class Tuning:
         defaults differ). Reading is bound by memory: the extra instructions come for free.
         """
         return {"num_warps": self.num_warps, "enable_fp_fusion": False, **dict(self.limits)}
+
+    def for_statistics(self) -> "Tuning":
+        """The same with room for their accumulators: 4 loads of 16 bytes for each thread, and 128 registers."""
+        if not self.limits:
+            return self
+        threads = 32 * self.num_warps
+        step = min(self.step_bytes, max(4 * 16 * threads, self.tile_bytes // MOST_STEPS))
+        programs = max(1, REGISTERS // (128 * threads))
+        return replace(self, step_bytes=step, programs_per_processor=programs, limits=(("maxnreg", 128),))
 
 
 # Not measured on any device yet: the arithmetic above, and what tests/test_triton_offline.py sees of registers.

@@ -1,0 +1,143 @@
+"""What gradients look like, from the read pass that measures their norm: the largest element, zeros, NaN and inf."""
+
+from dataclasses import dataclass
+from typing import Literal, SupportsFloat
+
+import torch
+from torch import Tensor
+
+from . import norms, passes
+from .arguments import (
+    Elsewhere,
+    Group,
+    Limit,
+    Tensors,
+    as_list,
+    check_group,
+    check_max_norm,
+    check_norm_type,
+    check_on_nonfinite,
+    explain_no_gradients,
+    parameter_list,
+    peers_of,
+)
+from .gradients import Gradients, gather
+from .norms import ClipRule
+from .torch_internals import outside_graphs, refuse_tracing
+
+_MODULUS = 1.0  # gathered for this order, a complex element is one number: its modulus
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stats:
+    """Five statistics, on the device of the first gradient. Of a complex element the modulus counts."""
+
+    norm: Tensor  # fp32 (fp64 if any gradient is); NaN and inf as in get_total_norm, in the next two as well
+    abs_sum: Tensor  # of all |x|: with the number of elements it gives their mean
+    abs_max: Tensor  # the largest |x|
+    zeros: Tensor  # int64: how many elements are exactly 0
+    nonfinite: Tensor  # int64: how many are NaN or inf
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GradStats(Stats):
+    """Of each gradient by itself, [T]: one per entry of the list, 0 for one without a gradient. And of all together."""
+
+    total: Stats  # each 0-d
+
+
+@outside_graphs
+def get_grad_stats(tensors: Tensors, norm_type: SupportsFloat | str = 2.0, *, group: Group | None = None) -> GradStats:
+    """Norm, sum and maximum of the magnitudes, and the number of zeros and of NaN and inf, of each tensor and of all
+    together, from one read pass and without waiting for the device.
+
+    Equivalent::
+
+        norm, abs_sum, abs_max = (get_per_tensor_norms(tensors, p) for p in (norm_type, 1, inf))
+        zeros = torch.stack([(t == 0).sum() for t in tensors])
+        nonfinite = torch.stack([t.isfinite().logical_not().sum() for t in tensors])
+
+    Args:
+        tensors: as of `get_total_norm`: gradients, not parameters.
+        norm_type: the order of `norm`: 2, 1 or inf, which one read gives beside the rest.
+        group: `total` is taken over all ranks of this process group (or of several), too: two all-reduces. Of DTensors
+            each entry is that of the whole tensor, after two all-reduces per set of ranks. Every rank must call.
+
+    Returns:
+        `GradStats`. A tensor listed twice has two entries and counts once in `total`.
+
+    Raises:
+        TypeError, ValueError: naming the culprit.
+
+    Deterministic as `clip_grad_norm_` is.
+    """
+    refuse_tracing()
+    p = _check_order(norm_type)
+    peers = peers_of(check_group(group), None, [])
+    grads = gather(as_list(tensors, "tensors"), None, p=_MODULUS)
+    return _finished(*passes.stats_of(passes.stats_each(grads), grads, peers), grads, p)
+
+
+@outside_graphs
+def clip_grad_norm_with_stats_(
+    parameters: Tensors,
+    max_norm: Limit,
+    norm_type: SupportsFloat | str = 2.0,
+    error_if_nonfinite: bool = False,
+    *,
+    on_nonfinite: Literal["propagate", "zero"] = "propagate",
+    group: Group | None = None,
+    counted_elsewhere: Elsewhere | None = None,
+    grad_attr: str = "grad",
+) -> GradStats:
+    """`clip_grad_norm_`, and `get_grad_stats` of the gradients before clipping, from the same read pass.
+
+    Args:
+        parameters, max_norm, error_if_nonfinite, on_nonfinite, counted_elsewhere, grad_attr: as of `clip_grad_norm_`.
+        norm_type: 2, 1 or inf.
+        group: as of `clip_grad_norm_`, and of `get_grad_stats`: `total` is that of all ranks.
+
+    Returns:
+        `GradStats`: its `total.norm` is what `clip_grad_norm_` returns. One entry per parameter in the order given, 0
+        for one without a gradient. Does not wait for the device unless `error_if_nonfinite`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: naming the culprit; every gradient is then as it was.
+    """
+    refuse_tracing()
+    p, limit = _check_order(norm_type), check_max_norm(max_norm)
+    rule = ClipRule(limit, check_on_nonfinite(on_nonfinite, ("propagate", "zero")) == "zero")
+    groups = check_group(group, counted_elsewhere)
+    items = parameter_list(parameters, grad_attr)
+    peers = peers_of(groups, counted_elsewhere, items)
+    grads = gather(items, grad_attr, p=_MODULUS)
+    if not grads.reads:
+        explain_no_gradients(items, grad_attr)
+    lifted, row = passes.stats_each(grads), norms.ROWS[p]
+    by_entry, total = passes.stats_of(lifted, grads, peers)
+    norm = norms.finish(total[row], p)
+    if error_if_nonfinite:
+        passes.raise_if_nonfinite(norm, lifted[row], grads, p)
+    passes.scale_(grads, norms.clipped(norm, p, rule).coef, zero=rule.zero_nonfinite)
+    return _finished(by_entry, total, grads, p)
+
+
+def _check_order(norm_type: SupportsFloat | str) -> float:
+    p = check_norm_type(norm_type)
+    if p not in norms.ROWS:
+        raise ValueError(
+            f"norm_type is {p}; statistics come with a norm of order 2, 1 or inf, which one read gives. For other "
+            "orders call get_per_tensor_norms or get_total_norm beside them"
+        )
+    return p
+
+
+def _finished(by_entry: Tensor, total: Tensor, grads: Gradients, p: float) -> GradStats:
+    """Lifted statistics, [5, T] and [5], as what the caller is given."""
+    lifted = torch.cat([by_entry, total.unsqueeze(1)], 1)
+    norm = norms.finish(lifted[norms.ROWS[p]], p)
+    magnitudes = passes.as_result(torch.stack([norm, lifted[norms.MAGNITUDES], lifted[norms.LARGEST]]), grads)
+    counts = lifted[norms.ZEROS : norms.NONFINITE + 1].round().long()  # of replicas each rank counts a part
+    norm, abs_sum, abs_max, zeros, nonfinite = *magnitudes, *counts
+    together = Stats(norm[-1], abs_sum[-1], abs_max[-1], zeros[-1], nonfinite[-1])
+    return GradStats(norm[:-1], abs_sum[:-1], abs_max[:-1], zeros[:-1], nonfinite[:-1], together)
