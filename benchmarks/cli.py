@@ -94,8 +94,8 @@ def results(options: Options) -> int:
     """All that the documents show: the claims, the step and the training, measured again, and the documents renewed."""
     folder, wrong = options.out or documents.RESULTS, 0
     options.suite, options.dtype, options.workload, options.details = "claims", [], [], False
-    options.adaptive = False
-    for name, command in {"claims": run, "step": step, "training": train}.items():
+    for name, command in {"claims": run, "step": step, "training": train, "adaptive": train}.items():
+        options.adaptive = name == "adaptive"
         options.out = folder / f"{name}.json"
         if not options.no_measuring:
             wrong += command(options)

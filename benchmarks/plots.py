@@ -192,7 +192,7 @@ def adaptive(report: Report) -> bool:
         return False
     spared, *runs = result["runs"]
     colours = (GREY, BLACK, ORANGE, BLUE, GREEN, VERMILION)
-    figure, panels = pyplot.subplots(2, 1, figsize=(9, 7), sharex=True, height_ratios=(3, 2))
+    figure, panels = pyplot.subplots(2, 1, figsize=(11, 7), sharex=True, height_ratios=(3, 2))
     first, last = result["spikes"][0], result["spikes"][-1]
     start, end, highest = max(0, first - 40), min(len(spared["losses"]), last + 80), 0.1
     for run, colour in zip(runs, colours, strict=True):
@@ -208,7 +208,7 @@ def adaptive(report: Report) -> bool:
         axes.grid(True, alpha=0.3)
     panels[0].set(ylim=(-0.15, 1.15 * highest), xlim=(start, end))
     panels[0].set_ylabel("loss above that of a run without\nthe garbage (mean of 5 steps)")
-    panels[0].legend(loc="upper right", title="mean of the 20 steps after")
+    panels[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, title="mean of the 20 steps after")
     panels[1].set(xlabel="step", ylabel="gradient norm\nbefore clipping")
     figure.suptitle(f"A small GPT meets {last - first + 1} batches of random bytes (grey)\n{where(report)}")
     return True

@@ -314,7 +314,7 @@ def _no_number(value: object, name: str, wanted: str) -> TypeError:
     if name.isidentifier():  # an argument, not an entry of a param group
         if hasattr(value, "param_groups"):
             swapped = f"; the arguments look swapped: the optimizer comes before {name}"
-        elif hasattr(value, "clip_"):
+        elif hasattr(value, "clip_") and not isinstance(value, Tensor):  # an adaptive rule
             swapped = f"; call its clip_(parameters), or give it to clip_on_step as {name}"
         elif _holds_tensors(value):
             swapped = f"; the arguments look swapped: the tensors come before {name}"

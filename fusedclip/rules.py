@@ -119,7 +119,8 @@ class AdaptiveRule(ABC):
         enters = self._enters(norm, proposal, None if skipped is None else follow(skipped, norm.device) != 0)
         for name, value in proposal.state.items():
             self._state[name] = torch.where(enters, value, self._state[name])
-        before = torch.full_like(proposal.threshold, torch.inf) if self._last is None else self._last
+        last = self._last
+        before = torch.full_like(proposal.threshold, torch.inf) if last is None else follow(last, norm.device)
         self._last = torch.where(enters, proposal.threshold, before)
         return None if proposal.skip is None else proposal.skip.float()
 
@@ -132,8 +133,9 @@ class AdaptiveRule(ABC):
         skip = None if self._pending is None else self._pending[1].skip
         return None if skip is None else skip.float()
 
-    def bind(self, parameters: Sequence[Tensor], names: Sequence[str] | None = None) -> None:  # noqa: B027, for some
+    def bind(self, parameters: Sequence[Tensor], names: Sequence[str] | None = None) -> None:
         """Look at the parameters before they are measured: a rule with a state for each wants the same ones again."""
+        self._pending = None  # of a step that an error ended
 
     def state_dict(self) -> dict[str, Any]:
         """The method, its options and its state: copies, on the device. The threshold begins anew after loading."""
@@ -202,6 +204,7 @@ class AdaptiveEachRule(AdaptiveRule, EachRule):
         return self._note(norm, self.propose_each(norm, by_entry, self._on(by_entry.device)))
 
     def bind(self, parameters: Sequence[Tensor], names: Sequence[str] | None = None) -> None:
+        super().bind(parameters, names)
         if self._names is not None and names is not None and list(names) != self._names:
             raise ValueError(f"{type(self).__name__} has a state for each parameter, and {renamed(self._names, names)}")
         sizes = [parameter.numel() for parameter in parameters]

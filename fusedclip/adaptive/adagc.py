@@ -27,8 +27,8 @@ class AdaGC(AdaptiveEachRule):
     clip it to zeros for ever after); one that is first seen after warm-up begins with its own norm.
 
     Source: Wang et al., "AdaGC: Enhancing LLM pretraining stability via adaptive gradient clipping", ICML 2026,
-    arXiv:2502.11034v2, algorithm 1. The authors' PaddlePaddle code differs: its warm-up takes the norms before clipping
-    for gamma, and its defaults are 1.04 and 0.99.
+    arXiv:2502.11034v2. The authors' PaddlePaddle code differs: its warm-up takes the norms before clipping for gamma,
+    and its defaults are 1.04 and 0.99.
     """
 
     def __init__(

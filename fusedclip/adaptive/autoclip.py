@@ -24,8 +24,8 @@ class AutoClip(AdaptiveRule):
         percentile: 0 to 100. 10, the paper's, clips nine steps of ten; for a short window its author suggests 80.
         window: the last so many norms only. None, as in the paper: all of them.
 
-    An unbounded history lies on the device, sorted: 8 bytes per step, and each step moves all of it (100,000 steps are
-    0.8 MB and take 0.1 ms on a CPU; a million 8 MB). A window of W norms is sorted at each step.
+    An unbounded history lies on the device, sorted: 8 bytes per step, and each step moves all of it (on a CPU 0.1 ms
+    after 1,000 steps, 0.6 ms after 100,000, 30 ms after a million). A window of W norms is sorted at each step.
 
     Source: Seetharaman, Wichern, Pardo and Le Roux 2020, "AutoClip: Adaptive gradient clipping for source separation
     networks", arXiv:2007.14469; the repository pseeth/autoclip does the same.

@@ -37,8 +37,8 @@ def kl_clip_(
     The products are torch's own, in fp32 for 16-bit tensors. The absolute value is that of common K-FAC code, for
     preconditioners that are not quite positive.
 
-    Source: Martens and Grosse 2015, arXiv:1503.05671, section 6.4 (as rescaling); Ba, Grosse and Martens 2017,
-    "Distributed second-order optimization using Kronecker-factored approximations", section 5.
+    Source: Ba, Grosse and Martens 2017, "Distributed second-order optimization using Kronecker-factored
+    approximations"; Martens and Grosse 2015, arXiv:1503.05671.
     """
     refuse_tracing()
     bound, rate = number(max_kl, "max_kl", above=True), number(lr, "lr")

@@ -1,8 +1,7 @@
-"""What one recorded step measures of each gradient."""
+"""What one recorded step measures of each gradient, in one read pass."""
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .. import norms, passes
@@ -10,26 +9,22 @@ from ..gradients import Gradients
 
 
 class Found(NamedTuple):
-    """Of each gradient, [U], fp64."""
+    """fp64. `lifted` is of this rank's gradients, [U]; the others are of the entries, [T], over the ranks that hold
+    their shards, 0 for one without a gradient."""
 
     lifted: Tensor  # of the order of the norm
+    norm: Tensor
     zeros: Tensor  # how many elements are exactly 0
     largest: Tensor  # magnitude
 
 
 def measure_each(grads: Gradients, p: float) -> Found:
-    """One read pass; for orders that statistics do not come with, one for each of the three."""
+    """Orders whose norm is not among the statistics (2, 1 and inf are) take a read pass of their own."""
+    stats = passes.stats_each(grads)
+    by_entry, _ = passes.stats_of(stats, grads, None)
+    zeros, largest = by_entry[norms.ZEROS], by_entry[norms.LARGEST]
     if p in norms.ROWS:
-        found = passes.stats_each(grads)
-        return Found(found[norms.ROWS[p]], found[norms.ZEROS], found[norms.LARGEST])
-    sizes = torch.tensor([tensor.numel() for tensor in grads.tensors()], dtype=torch.float64, device="cpu")
-    lifted, nonzero, largest = (passes.lift_each(grads, order) for order in (p, 0.0, float("inf")))
-    return Found(lifted, norms.sent(sizes, nonzero.device) - nonzero, largest)
-
-
-def by_entry(found: Found, grads: Gradients, p: float) -> Found:
-    """The same over the ranks that hold shards, [T], finished; 0 for an entry without a gradient."""
-    orders = (p, 1.0, float("inf"))  # counts add up as the norm of order 1
-    return Found(
-        *(passes.norms_of_entries(of_each, grads, order) for of_each, order in zip(found, orders, strict=True))
-    )
+        row = norms.ROWS[p]
+        return Found(stats[row], norms.finish(by_entry[row], p), zeros, largest)
+    lifted = passes.lift_each(grads, p)
+    return Found(lifted, passes.norms_of_entries(lifted, grads, p), zeros, largest)

@@ -27,7 +27,7 @@ from ..norms import Clipped, ClipRule, EachRule, Rule
 from ..rules import AdaptiveRule, as_rule, renamed
 from ..torch_internals import outside_graphs, refuse_tracing
 from .history import History, Suggestion, Summary
-from .measure import Found, by_entry, measure_each
+from .measure import Found, measure_each
 from .record import Record
 from .sinks import Sink, as_sink
 
@@ -187,12 +187,11 @@ class GradMonitor:
     def _clip_and_record(self, grads: Gradients, p: float, rule: Rule, peers: Peers | None) -> Tensor:
         found = measure_each(grads, p)
         clipped = passes.clipped_by(found.lifted, grads, p, rule, peers=peers)
-        each = by_entry(found, grads, p)
         passes.scale_(grads, clipped.coef, zero=rule.zero_nonfinite)
-        self._send(clipped, each, grads, rule)
+        self._send(clipped, found, grads, rule)
         return clipped.norm
 
-    def _send(self, clipped: Clipped, each: Found, grads: Gradients, rule: Rule) -> None:
+    def _send(self, clipped: Clipped, found: Found, grads: Gradients, rule: Rule) -> None:
         norm, device = clipped.norm, clipped.norm.device
         absent: frozenset[int] = frozenset()
         if grads.packed_sources is not None:
@@ -202,10 +201,10 @@ class GradMonitor:
             norm,
             norms.on_device(math.nan if limit is None else limit, device),
             clipped.coef.amin() if clipped.coef.numel() else torch.ones_like(norm),
-            each.zeros.sum(),
-            each.largest.amax() if len(each.largest) else torch.zeros_like(norm),
+            found.zeros.sum(),
+            found.largest.amax() if len(found.largest) else torch.zeros_like(norm),
         ])  # fmt: skip
-        self._later.send(torch.cat([head, each.lifted]), _Note(self.step, limit is not None, absent))
+        self._later.send(torch.cat([head, found.norm]), _Note(self.step, limit is not None, absent))
 
     def _deliver(self, *, wait: bool = False) -> None:
         for note, row in self._later.arrived(wait=wait):
@@ -215,12 +214,12 @@ class GradMonitor:
                 sink(record)
 
     def _record(self, note: _Note, row: list[float]) -> Record:
-        norm, limit, coef, zeros, largest = row[:_SCALARS]
+        norm, limit, coef, zeros, largest = row[:_SCALARS]  # zeros of replicas are counted in parts
         each = row[_SCALARS:]
         nonfinite = tuple(name for name, own in zip(self._names, each, strict=True) if not math.isfinite(own))
         layers = tuple(None if i in note.absent else own for i, own in enumerate(each)) if self._per_layer else None
         known = limit if note.has_limit else None
-        return Record(note.step, norm, known, coef, int(zeros), largest, nonfinite, layers)
+        return Record(note.step, norm, known, coef, round(zeros), largest, nonfinite, layers)
 
 
 def _named(named: Iterable[tuple[str, Tensor]] | Mapping[str, Tensor]) -> tuple[list[str], list[Tensor]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which the common kinds of colour blindness tell apart; viridis serves them, too.
 BLUE, VERMILION, GREY, LIGHT, WHITE, BLACK = "#0072B2", "#D55E00", "#767676", "#BBBBBB", "#FFFFFF", "#222222"
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
-LINES = 40  # layers that can be told apart by name
+LINES = 48  # layers that can be told apart by name
 BINS = 60
 _BROKEN, _ABSENT = -1.0, -2.0  # in place of a norm
 

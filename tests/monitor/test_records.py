@@ -80,6 +80,19 @@ def test_adaptive_rules_do_here_what_they_do_elsewhere(engine: Engine, make: obj
         torch.testing.assert_close(rule.state_dict()["state"][name], value, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("p", [1.0, 3.0, math.inf, 0.0])
+def test_norms_of_other_orders(engine: Engine, p: float) -> None:
+    parameters = model(engine)
+    monitor = GradMonitor(parameters)
+    fill(parameters, engine)
+    grads = [parameter.grad.clone() for parameter in parameters.values() if parameter.grad is not None]
+    monitor.clip_grad_norm_(0.5, p)
+    monitor.flush()
+    assert monitor.history.records[0].norm == pytest.approx(float(fusedclip.get_total_norm(grads, p)), rel=1e-6)
+    expected = [float(norm) for norm in fusedclip.get_per_tensor_norms(grads, p)]
+    assert list(monitor.history.layers[0]) == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_norm_that_is_not_finite_names_where_it_began(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     parameters, logger = model(engine), logging.getLogger("run")
     monitor = GradMonitor(parameters, sinks=logger)
