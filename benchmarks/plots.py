@@ -1,4 +1,4 @@
-"""PNG files from a report: speed-up, host cost, roofline, training curves. Nothing is measured here."""
+"""PNG files from a report: speed-up, roofline, training curves. Nothing is measured here."""
 
 import math
 from pathlib import Path
@@ -9,11 +9,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot
-from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from benchmarks.contenders import TORCH_FOREACH
-from benchmarks.release.bars import HOST, HOST_US, HOST_US_PER_TENSOR
 from benchmarks.results import Report, Row
 from benchmarks.suites import BOTH
 from benchmarks.table import SHORT_DTYPE, where
@@ -41,8 +39,7 @@ STYLE: Any = {
 def draw_all(report: Report, folder: Path) -> list[Path]:
     """Every picture for which the report has data; the paths of those that were made."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"speedup": speedup, "host-cost": host_cost, "roofline": roofline, "gpt": gpt, "lstm": lstm}
-    pictures["adaptive"] = adaptive
+    pictures = {"speedup": speedup, "roofline": roofline, "gpt": gpt, "lstm": lstm, "adaptive": adaptive}
     made = []
     with pyplot.rc_context(STYLE):
         for name, draw in pictures.items():
@@ -92,26 +89,6 @@ def ratio(row: Row) -> float:
     return (row.ours.ratio_to_foreach if row.ours else None) or 0.0
 
 
-def host_cost(report: Report) -> bool:
-    """Time of a call over the number of tensors, one panel per tensor size, both axes logarithmic."""
-    rows = [row for row in report.rows if row.is_host]
-    if not rows:
-        return False
-    sizes = sorted({row.elements // row.tensors for row in rows})
-    figure, panels = pyplot.subplots(1, len(sizes), figsize=(6 * len(sizes), 4.2), sharey=True, squeeze=False)
-    for axes, size in zip(panels[0], sizes, strict=True):
-        of_size = sorted((row for row in rows if row.elements == size * row.tensors), key=lambda row: row.tensors)
-        points(axes, of_size, "tensors", "p50_us", "o-")
-        counts = [row.tensors for row in of_size]
-        allowed = [HOST_US + HOST_US_PER_TENSOR * count for count in counts]
-        axes.plot(counts, allowed, color=GREY, linestyle="--", label=HOST.strip("()"))
-        axes.set_xlabel(f"tensors of {size} elements")
-    panels[0][0].set_ylabel("time of a call that does not clip (us)")
-    panels[0][0].legend()
-    figure.suptitle(f"Cost per call over the number of tensors\n{where(report)}")
-    return True
-
-
 def roofline(report: Report) -> bool:
     """Gradient bytes per second over the bytes of a list, below what the memory's ceilings allow; device times.
 
@@ -125,7 +102,12 @@ def roofline(report: Report) -> bool:
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.4), sharex=True)
     for axes, operation, roof, passes in zip(panels, BOTH, roofs, ("1 N read", "1 N read, 2 N copied"), strict=True):
         rows = [row for row in report.rows if row.operation == operation.value and not row.is_host]
-        points(axes, rows, "bytes", "device_us", ".", rate=True)
+        for name, colour in CONTENDER_COLOURS.items():
+            timed = [(row.bytes, us) for row in rows if (one := row.find(name)) and (us := one.device_us)]
+            if timed:
+                rates = [nbytes / us / 1e3 for nbytes, us in timed]
+                axes.loglog([nbytes for nbytes, _ in timed], rates, ".", markersize=5, color=colour, label=name)
+        axes.grid(True, which="major", alpha=0.3)
         axes.axhline(roof, color=GREY, linestyle="--", linewidth=1, label=f"roof: {roof:,.0f} GB/s")
         axes.legend()
         axes.set_title(f"{operation.value} (roof: {passes})", fontsize=10)
@@ -133,17 +115,6 @@ def roofline(report: Report) -> bool:
     panels[0].set_ylabel("bytes of gradients / time on the device (GB/s)")
     figure.suptitle(where(report))
     return True
-
-
-def points(axes: Axes, rows: list[Row], over: str, time: str, form: str, rate: bool = False) -> None:
-    """Of each contender what it took for each row, or the rows' bytes over that; both axes logarithmic."""
-    for name, colour in CONTENDER_COLOURS.items():
-        found = [(row, us) for row in rows if (us := getattr(row.find(name), time, None))]
-        if found:
-            values = [row.bytes / us / 1e3 if rate else us for row, us in found]
-            axes.plot([getattr(row, over) for row, _ in found], values, form, markersize=5, color=colour, label=name)
-    axes.set(xscale="log", yscale="log")
-    axes.grid(True, which="major", alpha=0.3)
 
 
 def gpt(report: Report) -> bool:

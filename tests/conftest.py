@@ -18,8 +18,8 @@ from fusedclip import backends
 from fusedclip.backends import ORDER
 from fusedclip.dtypes import FLOATING
 
-# Of each property test. Enough to find what breaks often; .ci/run draws twenty times as many on the CPU's engines.
-EXAMPLES = int(os.environ.get("FUSEDCLIP_EXAMPLES", "100"))
+# Of each property test. Enough to find what breaks often; .ci/run draws ALL on the CPU's engines.
+EXAMPLES, ALL = int(os.environ.get("FUSEDCLIP_EXAMPLES", "100")), 1000
 NO_GPU = "no NVIDIA GPU"
 NO_INTERPRETER = "no Triton interpreter: TRITON_INTERPRET=1 is not set"
 hypothesis.settings.register_profile(

@@ -15,7 +15,7 @@ FLOATING = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("dtype", FLOATING)
 @pytest.mark.parametrize("p", [2.0, 1.0, math.inf, 3.5, 0.0])
-@pytest.mark.parametrize("fraction", [0.5, 0.123, 1e-4])
+@pytest.mark.parametrize("fraction", [0.5, 1e-4])
 def test_clipped_elements(engine: Engine, dtype: torch.dtype, p: float, fraction: float) -> None:
     grads = [engine.randn(n, dtype=dtype, seed=n) for n in (3, 64, 1000, 70001)]
     before = copies(grads)

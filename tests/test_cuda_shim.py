@@ -1,8 +1,8 @@
 """Races, stray reads and wrong numbers of the CUDA kernels, executed without a GPU: tests/cuda_shim compiles their own
 source for the host.
 
-Its driver holds them against an fp64 oracle under the sanitizers; then the common tests run on the whole engine, from
-Python, as if the CPU were its device.
+Its driver holds them against an fp64 oracle under the sanitizers, a thread for each of a GPU's where races are looked
+for; then the common tests run on the whole engine, from Python, as if the CPU were its device.
 """
 
 import os

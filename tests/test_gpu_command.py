@@ -1,7 +1,7 @@
 """`python -m benchmarks gpu` from its first line to its JSON, behind a GPU that is not there.
 
-Only what needs a real one is replaced: the graph that counts foreach's launches and the checks in processes of their
-own. What torch's functions refuse on a GPU they refuse here.
+Only what needs a real one is replaced: the checks in processes of their own. What torch's functions refuse on a GPU
+they refuse here.
 """
 
 import sys
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cli
+from benchmarks import cli, timing
 from benchmarks.contenders import TORCH_FOREACH
-from benchmarks.gpu import ceilings, command, foreach
+from benchmarks.gpu import ceilings, command
 from benchmarks.release import checks
 from benchmarks.release.checks import Check, Task
 from benchmarks.results import Report
@@ -31,8 +31,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "smoke", lambda: Task("smoke", nothing, 60.0, {}))
     monkeypatch.setattr(checks, "tests", lambda: Task("tests", nothing, 60.0, {}))
     monkeypatch.setattr(checks, "sanitizers", lambda: [Check("compute-sanitizer", "left out")])
-    monkeypatch.setattr(foreach, "launches", lambda call: 1)
-    monkeypatch.setattr(ceilings, "NBYTES", 1 << 20)
+    measure = ceilings.measure
+    monkeypatch.setattr(ceilings, "measure", lambda *arguments: measure(*arguments, nbytes=1 << 20))
+    monkeypatch.setitem(timing.FLUSH_BYTES, "cuda", 1 << 20)  # read before each call
     monkeypatch.setattr(ceilings, "triton_readers", lambda memory: [])
     monkeypatch.setattr(command, "CEILING_SECONDS", 0.01)
     monkeypatch.setattr(command, "STEP_SECONDS", 0.01)

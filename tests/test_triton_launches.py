@@ -254,9 +254,9 @@ def test_every_alignment_at_the_edges_of_steps_and_tiles(device: torch.device, d
             assert torch.equal(room, before)  # the neighbours
 
 
-@pytest.mark.parametrize("p", [2.0, 1.0, 3.0, math.inf])
+@pytest.mark.parametrize("p", [2.0, 3.0])  # of other norms, see test_amp
 @pytest.mark.parametrize("max_norm", [0.5, 1e9, math.inf])
-@pytest.mark.parametrize("multiplier", [0.25, 1.0, 7.0])
+@pytest.mark.parametrize("multiplier", [1.0, 7.0])
 def test_multiplier(device: torch.device, p: float, max_norm: float, multiplier: float) -> None:
     fused = batch_of(device, 10, 300, 500, 2000)
     composed, before = (make_batch([t.clone() for t in fused.tensors]) for _ in range(2))

@@ -2,8 +2,7 @@
 
 command.py   python -m benchmarks gpu: the stages, in order, into one JSON that grows with every row
 ceilings.py  what the memory gives to a program that only reads, or only copies
-foreach.py   how many tensors torch's foreach path takes in one launch
 table.py     what is printed
 """
 
-STAGES = ("build", "smoke", "ceilings", "rows", "steps", "capacity", "tests", "sanitizer", "everyone")
+STAGES = ("build", "smoke", "ceilings", "rows", "steps", "tests", "sanitizer", "everyone")

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import environment, optimizer_step
 from benchmarks.contenders import OURS, line_up
-from benchmarks.gpu import STAGES, ceilings, foreach
+from benchmarks.gpu import STAGES, ceilings
 from benchmarks.measure import Settings, run_suite
 from benchmarks.release import bars, checks, sources
 from benchmarks.release.checks import Check, Task
@@ -128,9 +128,6 @@ class Run:
     def steps(self) -> None:
         settings = Settings(self.plan.device, seed=self.plan.seed)
         self.report.rows += optimizer_step.measure(settings, STEP_SECONDS / self.plan.divisor, STEP_WORKLOAD)
-
-    def capacity(self) -> None:
-        self.report.gpu["foreach_launch_capacity"] = foreach.launch_capacity(self.plan.device)
 
     def tests(self) -> None:
         self.check(checks.tests())

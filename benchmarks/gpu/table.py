@@ -1,7 +1,6 @@
 """What a GPU result looks like in print, from its report alone."""
 
 from benchmarks.contenders import TORCH_FOREACH
-from benchmarks.gpu.foreach import MOST
 from benchmarks.release.bars import CUDA, TRITON, missing
 from benchmarks.results import Measurement, Report, Row
 from benchmarks.table import MISSING, label, markdown, short, stepping, time_of
@@ -34,14 +33,11 @@ def _ratio(theirs: float | None, ours: float | None) -> str:
 
 
 def machine(report: Report) -> str:
-    """Ceilings, launch capacity and checks, a line each."""
+    """Ceilings and checks, a line each."""
     found, lines = report.gpu, []
     if ceilings := found.get("ceilings"):
         read = f"read {ceilings['read']:,.0f} GB/s ({ceilings['read_by']})"
         lines.append(f"ceilings: {read}, copy {ceilings['copy']:,.0f} GB/s ({ceilings['copy_by']})")
-    if "foreach_launch_capacity" in found:
-        capacity = found["foreach_launch_capacity"]
-        lines.append(f"torch foreach takes {capacity or f'more than {MOST:,}'} tensors in one launch")
     for check in found.get("checks", []):
         last = check["output"].splitlines()[-1:] if check["outcome"] != "passed" or check["name"] == "tests" else []
         lines.append(" ".join([f"{check['name']}: {check['outcome']} ({check['seconds']:.0f} s)", *last]))

@@ -1,4 +1,4 @@
-"""The parts that a GPU run is made of: checks, launch capacity, the clock, the reader."""
+"""The parts that a GPU run is made of: checks, the clock, the reader."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ import torch
 
 from benchmarks import timing
 from benchmarks.environment import ROOT
-from benchmarks.gpu import foreach
 from benchmarks.release import checks
 from benchmarks.release.checks import Check, Task
 
@@ -61,17 +60,6 @@ def test_every_sanitizer_needs_its_proof(monkeypatch: pytest.MonkeyPatch) -> Non
     (check,) = checks.sanitizers()
     assert isinstance(check, Check)
     assert check.outcome == "left out"
-
-
-@pytest.mark.parametrize("capacity", [1, 2, 110, 1023, 4095])
-def test_launch_capacity(capacity: int) -> None:
-    assert foreach.most_in_one(lambda count: -(-count // capacity)) == capacity
-
-
-def test_launch_capacity_that_cannot_be_seen() -> None:
-    assert foreach.most_in_one(lambda count: 1) is None
-    with pytest.raises(RuntimeError, match="one tensor took 0 launches"):
-        foreach.most_in_one(lambda count: 0)
 
 
 def test_the_gpu_clock_hides_the_host_in_its_second_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,13 +93,16 @@ def assert_trains_alike(name: str, way: str, dtype: torch.dtype, fused: bool | N
 
 
 @pytest.mark.parametrize("way", ["amp", "around False", "before None"])
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    # Muon orthogonalises in bf16, which makes a rounding difference in fp32 a visible one.
-    [(name, dtype) for name in OPTIMIZERS for dtype in DTYPES if (name, dtype) != ("Muon", torch.float32)],
-)
-def test_200_steps(name: str, way: str, dtype: torch.dtype) -> None:
-    assert_trains_alike(name, way, dtype, None, DTYPES[dtype])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_200_steps(name: str, way: str) -> None:
+    """In fp64, whose bound is the tighter one by far."""
+    assert_trains_alike(name, way, torch.float64, None, DTYPES[torch.float64])
+
+
+# Muon orthogonalises in bf16, which makes a rounding difference in fp32 a visible one.
+@pytest.mark.parametrize("name", sorted({*OPTIMIZERS} - {"Muon"}))
+def test_200_steps_in_fp32(name: str) -> None:
+    assert_trains_alike(name, "amp", torch.float32, None, DTYPES[torch.float32])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,10 +1,9 @@
-// The CUDA words that csrc/cuda uses, for a host compiler: each CUDA thread is a std::thread, as many blocks run at
-// once as a small GPU would hold, and barriers are std::barriers, so that the sanitizers see what a GPU's threads would
-// do to each other.
+// The CUDA words that csrc/cuda uses, for a host compiler. As many blocks run at once as a small GPU would hold; each
+// CUDA thread is a std::thread (threads.h), so that the sanitizers see what a GPU's threads would do to each other, or
+// with FUSEDCLIP_SHIM_FIBERS a fiber (fibers.h), which costs a tenth.
 #pragma once
 
 #include <atomic>
-#include <barrier>
 #include <cassert>
 #include <cstdint>
 #include <cstdlib>
@@ -12,7 +11,6 @@
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -32,6 +30,22 @@ struct dim3 {
 };
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace shim {
+
+struct Barrier;
+struct Block;
+inline thread_local Block* block;
+inline thread_local Barrier* grid;
+inline thread_local int barriers_met;
+
+}  // namespace shim
+
+#ifdef FUSEDCLIP_SHIM_FIBERS
+#include "fibers.h"
+#else
+#include "threads.h"
+#endif
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -94,11 +108,11 @@ inline cudaError_t answer(const char* call) {
 
 struct Warp {
   double values[32];
-  std::barrier<> barrier{32};
+  Barrier barrier{32};
 };
 
 struct Block {
-  std::barrier<> barrier;
+  Barrier barrier;
   std::vector<Warp> warps;
   std::unique_ptr<unsigned char[]> objects;  // exactly as large as asked for: the sanitizers guard its ends
   std::unique_ptr<uint4[]> dynamic;
@@ -113,10 +127,6 @@ struct Block {
   }
 };
 
-inline thread_local Block* block;
-inline thread_local std::barrier<>* grid;
-inline thread_local int barriers_met;
-
 // Places are given before main(), without a lock that would order the threads and hide their races.
 inline size_t object_bytes = 0;
 template <class T>
@@ -124,57 +134,30 @@ inline const size_t place_of = (object_bytes += sizeof(T)) - sizeof(T);
 
 inline Warp& warp() { return block->warps[threadIdx.x / 32]; }
 
-// The threads of all resident blocks, kept from launch to launch. They meet at the beginning and at the end of each
-// wave of blocks and are otherwise unordered.
+// All resident blocks at once, wave after wave.
 class Multiprocessors {
  public:
-  Multiprocessors() {
-    for (uint32_t t = 0; t < kResidentBlocks * kThreads; ++t) threads_.emplace_back([this, t] { work(t); });
-  }
-  ~Multiprocessors() {
-    stop_ = true;
-    barrier_.arrive_and_wait();
-    for (std::thread& thread : threads_) thread.join();
-  }
-
   void run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
     const std::lock_guard<std::mutex> one_at_a_time(mutex_);
     assert(config.blockDim.x == kThreads);
-    config_ = config, kernel_ = &kernel;
-    std::barrier<> all(config.gridDim.x * kThreads);
-    all_ = &all;
-    for (first_ = 0; first_ < config.gridDim.x; first_ += kResidentBlocks) {
+    Barrier all(config.gridDim.x * kThreads);
+    for (uint32_t first = 0; first < config.gridDim.x; first += kResidentBlocks) {
       for (auto& resident : resident_)
         resident = std::make_unique<Block>(kThreads, object_bytes, config.dynamicSmemBytes);
-      barrier_.arrive_and_wait();
-      barrier_.arrive_and_wait();
+      workers_.run([&](uint32_t t) {
+        const uint32_t b = first + t / kThreads;
+        if (b >= config.gridDim.x) return;
+        threadIdx.x = t % kThreads, blockIdx.x = b, blockDim = config.blockDim, gridDim = config.gridDim;
+        block = resident_[t / kThreads].get(), grid = &all, barriers_met = 0;
+        kernel();
+      });
     }
   }
 
  private:
-  void work(uint32_t t) {
-    for (;;) {
-      barrier_.arrive_and_wait();
-      if (stop_) return;
-      const uint32_t b = first_ + t / kThreads;
-      if (b < config_.gridDim.x) {
-        threadIdx.x = t % kThreads, blockIdx.x = b, blockDim = config_.blockDim, gridDim = config_.gridDim;
-        block = resident_[t / kThreads].get(), grid = all_, barriers_met = 0;
-        (*kernel_)();
-      }
-      barrier_.arrive_and_wait();
-    }
-  }
-
   std::mutex mutex_;
-  std::barrier<> barrier_{kResidentBlocks * kThreads + 1};
-  bool stop_ = false;
-  cudaLaunchConfig_t config_;
-  const std::function<void()>* kernel_;
-  std::barrier<>* all_;
-  uint32_t first_;
   std::unique_ptr<Block> resident_[kResidentBlocks];
-  std::vector<std::thread> threads_;  // last: they use the others
+  Workers workers_{kResidentBlocks * kThreads};
 };
 
 inline Multiprocessors& multiprocessors() {
