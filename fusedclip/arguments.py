@@ -101,7 +101,7 @@ class Peers(NamedTuple):
 
 def check_group(group: object, counted_elsewhere: object = None) -> "tuple[ProcessGroup, ...]":
     """As process groups that this rank belongs to, none for None."""
-    if group is None:
+    if group is None or (isinstance(group, list | tuple) and not group):
         if counted_elsewhere is not None:
             raise ValueError(
                 "counted_elsewhere= without group=: no other rank could count these gradients; name the group whose "

@@ -1,10 +1,9 @@
-"""The one file that knows torch.distributed: the lifted values of this rank to those of all ranks.
+"""The one file that communicates: the lifted values of this rank to those of all ranks.
 
 Collectives run one after another in an order that all ranks share: sums of partial gradients, the reduce sets of the
 plan in the order of their ranks, then the groups that the caller named.
 """
 
-import atexit
 import math
 import zlib
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from . import norms
 from .gradients import Batch, Gradients, flatten
-from .gradients.shards import HERE, Plan, ReduceSet, Shards, Share, local_of
+from .gradients.shards import HERE, Plan, Shards, Share, local_of
+from .process_groups import group_of, refuse_groups_within_sets
 from .torch_internals import as_torch
 
 
@@ -37,38 +37,57 @@ def totals(
     Every rank must call it, those without a gradient included.
     """
     shards, sources = grads.shards, grads.sources
+    if not math.isinf(p):
+        refuse_groups_within_sets(shards, groups)
     if shards is None:
         wholes = _wholes(lifted, p, sources, scopes)
     elif p == 0 and shards.plan.sets:  # counts tensors; whether one has an element that is not 0, all its ranks decide
-        each = each_over_ranks(lifted, p, grads, once=True)
+        each = _each_over_sets(_each_once(lifted, p, sources), p, shards, label, scopes)
         wholes = _wholes(each, p, range(len(each)), scopes)
     else:
         wholes = _over_sets(lifted, p, sources, shards, scopes, label)
     for group in groups:
         wholes = merge_ranks(wholes, p, group, _home(grads), label)
-    return wholes
+    return _of_any(wholes, p)
 
 
-def each_over_ranks(lifted: Tensor, p: float, grads: Gradients, *, once: bool = False) -> Tensor:
-    """The lifted value of each entry of the list over the ranks that hold its shards; its identity for none.
+def each_over_ranks(lifted: Tensor, p: float, grads: Gradients) -> Tensor:
+    """The lifted value of each entry of the list over the ranks that hold its shards, that of norm 0 for none."""
+    each = _spread(_marked(lifted, p), p, grads.sources)
+    return _of_any(each if grads.shards is None else _each_over_sets(each, p, grads.shards, "of each tensor"), p)
 
-    `once`: of entries with the same gradient only the first has one. (Not to be asked of the result: an empty shard has
-    no memory that would tell.)
+
+def _spread(lifted: Tensor, p: float, sources: Sequence[int]) -> Tensor:
+    """[..., U] to [..., T], the identity for none."""
+    none = lifted.new_full((*lifted.shape[:-1], 1), norms.identity(p))
+    return torch.cat([lifted, none], -1)[..., norms.index_on(sources, lifted.device)]
+
+
+def _each_once(lifted: Tensor, p: float, sources: Sequence[int]) -> Tensor:
+    """The same, of entries with the same gradient only the first has it.
+
+    (Not to be asked of values over all ranks: an empty shard has no memory that would tell.)
     """
-    each = torch.cat([lifted, lifted.new_full((1,), norms.identity(p))])[norms.index_on(grads.sources, lifted.device)]
-    if once:
-        first = {place: entry for entry, place in reversed(list(enumerate(grads.sources)))}
-        again = [entry for entry, place in enumerate(grads.sources) if place >= 0 and first[place] != entry]
-        each[norms.index_on(again, each.device)] = norms.identity(p)
-    if grads.shards is None:
-        return each
-    plan = grads.shards.plan
+    each = _spread(lifted, p, sources)
+    first = {place: entry for entry, place in reversed(list(enumerate(sources)))}
+    again = [entry for entry, place in enumerate(sources) if place >= 0 and first[place] != entry]
+    each[norms.index_on(again, each.device)] = norms.identity(p)
+    return each
+
+
+def _each_over_sets(
+    each: Tensor, p: float, shards: Shards, label: str, scopes: Sequence[Sequence[int]] | None = None
+) -> Tensor:
+    """Lifted values of each entry, [..., T], over the ranks of its reduce set; written in place."""
+    plan = shards.plan
     for number, one in enumerate(plan.sets):
         shares = [share for share in plan.shares if share.member == number]
         indices = [norms.index_on(share.entries, each.device) for share in shares]
-        parts = [_part(each[index], p, share.replicas) for index, share in zip(indices, shares, strict=True)]
-        merged = merge_ranks(torch.cat(parts), p, group_of(one), grads.shards.device)
-        each[torch.cat(indices)] = merged
+        parts = [_part(each[..., index], p, share.replicas) for index, share in zip(indices, shares, strict=True)]
+        contents = (plan.in_order[number], scopes and plan.contents(number, scopes))
+        label_of_set = f"{label} {plan.count(number)}"
+        merged = merge_ranks(torch.cat(parts, -1), p, group_of(one), shards.device, label_of_set, contents)
+        each[..., torch.cat(indices)] = merged
     return each
 
 
@@ -80,6 +99,7 @@ def stats_over_ranks(
     `counted`: of this rank's gradients, [5, U], without those that another rank counts. `by_entry`: of all, [5, T].
     """
     by_entry, shards = by_entry.clone(), grads.shards
+    refuse_groups_within_sets(shards, groups)
     wholes = [norms.combine_stats(counted)] if shards is None else _over_sets_each(counted, by_entry, grads, shards)
     total = norms.combine_stats(torch.stack(wholes, 1))
     for group in groups:
@@ -101,8 +121,8 @@ def _over_sets_each(counted: Tensor, by_entry: Tensor, grads: Gradients, shards:
         indices = [norms.index_on(share.entries, by_entry.device) for share in shares]
         columns = [torch.cat([by_entry[:, i], own[n][:, None]], 1) for i, n in zip(indices, members, strict=True)]
         parts = torch.cat([_part_of_stats(c, share) for c, share in zip(columns, shares, strict=True)], 1)
-        label = f"statistics{shards.plan.count(number)}"
-        merged = merge_stats(parts, group_of(one), shards.device, label)
+        label = f"statistics of {shards.plan.count(number)}"
+        merged = merge_stats(parts, group_of(one), shards.device, label, shards.plan.in_order[number])
         for index, part in zip(indices, torch.split(merged, [len(i) + 1 for i in indices], 1), strict=True):
             by_entry[:, index] = part[:, :-1]
             wholes.append(part[:, -1])
@@ -119,10 +139,12 @@ def _part_of_stats(lifted: Tensor, share: Share) -> Tensor:
     return torch.cat([_part(sums, 1.0, share.replicas), _part(largest, math.inf, share.replicas)])
 
 
-def merge_stats(lifted: Tensor, group: ProcessGroup, home: torch.device | None, label: str) -> Tensor:
+def merge_stats(
+    lifted: Tensor, group: ProcessGroup, home: torch.device | None, label: str, contents: object = None
+) -> Tensor:
     """Lifted statistics, [5, ...], over all ranks of `group`: one SUM and one MAX, in which every rank takes part."""
-    sums = merge_ranks(lifted[: norms.LARGEST], 1.0, group, home, label)
-    return torch.cat([sums, merge_ranks(lifted[norms.LARGEST :], math.inf, group, home, label)])
+    sums = merge_ranks(lifted[: norms.LARGEST], 1.0, group, home, label, contents)
+    return torch.cat([sums, merge_ranks(lifted[norms.LARGEST :], math.inf, group, home, label, contents)])
 
 
 def _over_sets(
@@ -142,7 +164,8 @@ def _over_sets(
         sums.setdefault(share.member, []).append(_part(wholes, p, share.replicas))
     merged = {member: reduce(norms.merger(p), parts) for member, parts in sums.items()}
     for number, one in enumerate(plan.sets):
-        merged[number] = merge_ranks(merged[number], p, group_of(one), shards.device, f"{label}{plan.count(number)}")
+        label_of_set, contents = f"{label}{plan.count(number)}", plan.contents(number, scopes)
+        merged[number] = merge_ranks(merged[number], p, group_of(one), shards.device, label_of_set, contents)
     return reduce(norms.merger(p), (merged[member] for member in sorted(merged)))
 
 
@@ -157,24 +180,49 @@ def _part(lifted: Tensor, p: float, replicas: int) -> Tensor:
 
 
 def _wholes(lifted: Tensor, p: float, sources: Sequence[int], scopes: Sequence[Sequence[int]] | None) -> Tensor:
+    """[S], for p < 0 [2, S] as of `_marked`."""
     if scopes is None:
-        return norms.whole(lifted, p).reshape(1)
-    places = [sorted({sources[entry] for entry in entries} - {-1}) for entries in scopes]
-    return torch.stack([norms.whole(norms.select(lifted, own), p) for own in places])
+        several = [_marked(lifted, p)]
+    else:
+        places = [sorted({sources[entry] for entry in entries} - {-1}) for entries in scopes]
+        several = [_marked(norms.select(lifted, own), p) for own in places]
+    wholes = [[norms.whole(row, p) for row in (one if p < 0 else [one])] for one in several]
+    return torch.stack([torch.stack(row) for row in zip(*wholes, strict=True)]).view(*several[0].shape[:-1], -1)
+
+
+def _marked(lifted: Tensor, p: float) -> Tensor:
+    """Lifted values as they are; for p < 0 beside those of one element for each, [2, ...].
+
+    Of no gradients at all the norm is 0, but a negative order's lifted value is that of a norm of inf.
+    """
+    return lifted if p >= 0 else torch.stack([lifted, torch.full_like(lifted, 0.0 if math.isinf(p) else 1.0)])
+
+
+def _of_any(lifted: Tensor, p: float) -> Tensor:
+    """The lifted values of what has been marked, over all ranks: those of norm 0 where there is no gradient."""
+    if p >= 0:
+        return lifted
+    return torch.where(lifted[1] == norms.identity(p), 0.0 if math.isinf(p) else math.inf, lifted[0])
 
 
 def merge_ranks(
-    lifted: Tensor, p: float, group: ProcessGroup, home: torch.device | None = None, label: str = ""
+    lifted: Tensor,
+    p: float,
+    group: ProcessGroup,
+    home: torch.device | None = None,
+    label: str = "",
+    contents: object = None,
 ) -> Tensor:
     """Lifted values (fp64, any shape) over all ranks of `group`, the same on each of them.
 
     One all-reduce, of one or two fp64 numbers for each, from the device `home` if the group can. Every rank must call
-    it, those without a gradient included. Ranks that want different things (orders, numbers of values, labels) get an
-    error on the CPU, and NaN on a device, which is not waited for; never a number that is wrong.
+    it, those without a gradient included. Ranks that want different things (orders, numbers of values, labels,
+    `contents`: numbers that tell which gradients each value is of) get an error on the CPU, and NaN on a device, which
+    is not waited for; never a number that is wrong.
     """
     is_extreme = math.isinf(p)
     values = _extreme(lifted, p) if is_extreme else lifted
-    code = _code(p, lifted.shape, label)
+    code = _code(p, lifted.shape, label, contents)
     n = 1 if is_extreme else group.size()
     own = (code, -code if is_extreme else code * code)
     packed = torch.cat([values.reshape(-1), _numbers(own, values.device)])
@@ -187,17 +235,18 @@ def merge_ranks(
         raise RuntimeError(
             f"the ranks of a process group of {group.size()} ask for different norms: here of order {p}, "
             f"{lifted.numel()} of them{label and f' ({label})'}. Every rank must make the same call, with the same "
-            "norm_type, the same scopes in the same order and the same sharded parameters, those without a gradient "
-            "included. No gradient has been changed"
+            "norm_type, the same scopes in the same order and the same sharded parameters in each (where each gradient "
+            "has a norm of its own also in the same order), those without a gradient included. No gradient has been "
+            "changed"
         )
     values = packed[:-2].view(values.shape)
     return torch.where(values[1] > 0, math.nan, values[0] * math.copysign(1, p)) if is_extreme else values
 
 
 @lru_cache(maxsize=64)
-def _code(p: float, shape: torch.Size, label: str) -> int:
+def _code(p: float, shape: torch.Size, label: str, contents: object) -> int:
     """What ranks have to agree on, in a number whose square adds up over all of them without rounding."""
-    return zlib.crc32(f"{p} {tuple(shape)} {label}".encode()) & 0xFFFF
+    return zlib.crc32(f"{p} {tuple(shape)} {label} {contents}".encode()) & 0xFFFF
 
 
 @lru_cache(maxsize=64)
@@ -235,37 +284,6 @@ def _device_for(device: torch.device, group: ProcessGroup) -> torch.device:
 def _home(grads: Gradients) -> torch.device | None:
     """That all ranks know: where gradients are may differ, as some have none."""
     return None if grads.shards is None else grads.shards.device
-
-
-_made: dict[tuple[int, ...], ProcessGroup] = {}
-atexit.register(_made.clear)  # process groups want to be freed before the interpreter is
-
-
-def group_of(one: ReduceSet) -> ProcessGroup:
-    """The process group of a reduce set, which is created when it is first needed and there is none."""
-    if one.group is None:
-        one.group = _find_group(one)
-    return one.group  # type: ignore[no-any-return]
-
-
-def _find_group(one: ReduceSet) -> ProcessGroup:
-    if len(one.dims) == 1:
-        return one.mesh.get_group(one.dims[0])
-    ranks = tuple(sorted(one.ranks))
-    if len(ranks) == dist.get_world_size():
-        return dist.group.WORLD  # type: ignore[return-value]
-    group = _made.get(ranks)
-    if group is None or not _is_alive(group):
-        # Only its members take part, those of all such sets in the order of their ranks: no two can wait in a circle.
-        group = _made[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
-    return group
-
-
-def _is_alive(group: ProcessGroup) -> bool:
-    try:
-        return bool(dist.get_process_group_ranks(group))
-    except (KeyError, ValueError, RuntimeError):  # the world that it was made in has been destroyed
-        return False
 
 
 def sum_partials(grads: Gradients, p: float) -> list[Batch]:
@@ -323,6 +341,7 @@ def _flat_mesh(plan: Plan) -> DeviceMesh:
     if plan.mesh.ndim == 1 or not plan.sets:
         return plan.mesh
     one = plan.sets[0]
+    group = group_of(one)
     if one.flat_mesh is None:
-        one.flat_mesh = DeviceMesh.from_group(group_of(one), one.mesh.device_type)
+        one.flat_mesh = DeviceMesh.from_group(group, one.mesh.device_type)
     return one.flat_mesh  # type: ignore[no-any-return]

@@ -110,7 +110,9 @@ def runs(places: Sequence[int]) -> list[slice]:
 
 def select(lifted: Tensor, places: Sequence[int]) -> Tensor:
     """The values at ascending places."""
-    return torch.cat([lifted[run] for run in runs(places)]) if places else lifted[:0]
+    if not places or places[-1] - places[0] == len(places) - 1:
+        return lifted[places[0] : places[-1] + 1] if places else lifted[:0]
+    return lifted[index_on(places, lifted.device)]  # one operation: there may be hundreds of runs
 
 
 def identity(p: float) -> float:

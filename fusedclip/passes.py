@@ -276,7 +276,7 @@ def found_inf(grads: Gradients, p: float, exact: Tensor, peers: Peers | None) ->
     second read; this may come after the write pass, in which NaN and inf stay one or the other.
     """
     # Ranks may hold different dtypes, and have to agree on whether there is another all-reduce.
-    if not norms.shows_nonfinite(p, grads.dtype if peers is None else torch.float32):
+    if not norms.shows_nonfinite(p, grads.dtype if stays_here(grads, peers) else torch.float32):
         return found_inf_by_reading(grads, peers)
     return exact.isfinite().all().logical_not().to(torch.float32)
 

@@ -66,6 +66,7 @@ def run(rank: int, ranks: int, job: Job, results: list[Measurement]) -> None:
         measured = measure(count, ranks, job, device)
         if rank == 0:
             results.extend(measured)
+    dist.barrier()  # nobody is still at work where another one leaves
     dist.destroy_process_group()
 
 

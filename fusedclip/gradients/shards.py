@@ -11,16 +11,19 @@ gradients this rank happens to have.
 
 import atexit
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor
 
 from .. import _extension
-from ..torch_internals import is_dtensor
+from ..torch_internals import TorchOnly, as_torch, is_dtensor
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -35,7 +38,7 @@ class ReduceSet:
     mesh: "DeviceMesh"
     dims: tuple[int, ...]
     ranks: tuple[int, ...]  # in the numbers of the whole world
-    group: Any = None  # their process group, once it is needed (distributed.py)
+    group: Any = None  # their process group, once it is needed (process_groups.py)
     flat_mesh: Any = None  # the mesh of this group alone, once it is needed
 
 
@@ -65,15 +68,44 @@ class Plan:
     is_double: bool
     mesh: "DeviceMesh"  # of the first DTensor
     first: int  # the entry that is the first DTensor
+    kinds: list[int]  # per entry, of its global shape and what it is sharded along; 0 for what is no DTensor
+    world: Callable[[], Any]  # the default process group that it was made under, if that still exists
+    separate: "WeakSet[Any]" = field(default_factory=WeakSet)  # process groups known to share no set's ranks
 
     @property
     def is_local(self) -> bool:
         """Whether it takes no other rank to tell the norm."""
         return not self.sets and not self.partials
 
+    @cached_property
+    def members(self) -> list[list[int]]:
+        """Of each set, the entries that are counted in it, share after share."""
+        return [
+            [entry for share in self.shares if share.member == number for entry in share.entries]
+            for number in range(len(self.sets))
+        ]
+
     def count(self, number: int) -> str:
         """How many entries are counted in a set, in words."""
-        return f"{sum(len(share.entries) for share in self.shares if share.member == number)} sharded parameters"
+        return f"{len(self.members[number])} sharded parameters"
+
+    @cached_property
+    def in_order(self) -> list[int]:
+        """Of each set, a number that tells which gradients its entries are, and in which order."""
+        return [zlib.crc32(repr([self.kinds[entry] for entry in own]).encode()) for own in self.members]
+
+    @cached_property
+    def in_any_order(self) -> list[int]:
+        """The same whatever their order."""
+        return [sum(self.kinds[entry] for entry in own) for own in self.members]
+
+    def contents(self, number: int, scopes: Sequence[Sequence[int]] | None) -> Any:
+        """What tells which gradients of a set each scope has, in whatever order, and how many."""
+        if scopes is None:
+            return self.in_any_order[number]
+        own = set(self.members[number])
+        kinds = [[self.kinds[entry] for entry in scope if entry in own] for scope in scopes]
+        return tuple((len(scope), sum(scope)) for scope in kinds)
 
 
 @dataclass(eq=False, slots=True)
@@ -114,7 +146,8 @@ def local_of(gradient: Tensor) -> Tensor:
         return gradient
     with torch.no_grad():
         local: Tensor = gradient.to_local()  # type: ignore[attr-defined]
-    return local
+    # What an asynchronous collective is yet to fill: waited for where it is still wrapped.
+    return local.wait() if type(local).__name__ == "AsyncCollectiveTensor" else local  # type: ignore[attr-defined]
 
 
 _plans: list[Plan] = []  # the last ones, newest first
@@ -127,8 +160,16 @@ def _plan(specs: list[Any]) -> Plan:
         if same(plan.specs, specs):  # which plan.specs keeps alive, so that no other can have the place of one
             return plan
     plan = _Planner(specs).plan()
-    _plans[:] = [plan, *_plans[:7]]
+    world = plan.world()  # plans of one that was destroyed would keep its groups, through their meshes
+    _plans[:] = [plan, *(other for other in _plans if other.world() is world)][:8]
     return plan
+
+
+def _world() -> Callable[[], Any]:
+    from torch import distributed
+
+    world = distributed.group.WORLD
+    return (lambda: None) if world is None else ref(world)
 
 
 def _same_objects(a: list[Any], b: list[Any]) -> bool:
@@ -141,6 +182,7 @@ class _Planner:
     dims: dict["DeviceMesh", set[tuple[int, ...]]] = field(default_factory=dict)  # of each mesh, what is sharded along
     partials: dict[int, PartialSum] = field(default_factory=dict)
     sums: dict[tuple["DeviceMesh", tuple[int, ...]], ReduceSet] = field(default_factory=dict)
+    codes: dict[Any, int] = field(default_factory=dict)
 
     def plan(self) -> Plan:
         sharded = [None if spec is None else self._look(entry, spec) for entry, spec in enumerate(self.specs)]
@@ -162,7 +204,15 @@ class _Planner:
         first = next(entry for entry, spec in enumerate(self.specs) if spec is not None)
         is_double = any(map(is_double_spec, self.specs))
         ordered = [Share(*key, entries) for key, entries in sorted(shares.items())]
-        return Plan(self.specs, sets, ordered, self.partials, is_double, self.specs[first].mesh, first)
+        kinds = [0 if own is None else self._kind(spec, own) for spec, own in zip(self.specs, sharded, strict=True)]
+        mesh = self.specs[first].mesh
+        return Plan(self.specs, sets, ordered, self.partials, is_double, mesh, first, kinds, _world())
+
+    def _kind(self, spec: Any, own: tuple[int, ...]) -> int:
+        key = (None if spec.tensor_meta is None else tuple(spec.tensor_meta.shape), own)
+        if key not in self.codes:
+            self.codes[key] = zlib.crc32(repr(key).encode())
+        return self.codes[key]
 
     def _look(self, entry: int, spec: Any) -> tuple[int, ...]:
         """The mesh dimensions along which it is sharded; those of size 1 shard nothing."""
@@ -179,11 +229,14 @@ class _Planner:
         return dims
 
     def _sum(self, spec: Any, dims: tuple[int, ...]) -> PartialSum:
-        operations = {str(spec.placements[dim].reduce_op) for dim in dims}
-        if not operations <= {"sum", "avg"}:
-            raise TypeError(
+        from torch.distributed.tensor import Partial
+
+        # A subclass may mean another sum: that of the parts' squares where the DTensor is a norm.
+        partial = [spec.placements[dim] for dim in dims]
+        if not all(type(placement) is Partial and placement.reduce_op in ("sum", "avg") for placement in partial):
+            raise (TorchOnly if as_torch.get() else TypeError)(
                 f"a DTensor gradient is {spec.placements}; of partial gradients only sums and averages can be clipped: "
-                ".redistribute() it first"
+                ".redistribute() it first, or pass its .full_tensor()"
             )
         key = (spec.mesh, dims)
         if key not in self.sums:

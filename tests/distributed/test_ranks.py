@@ -13,7 +13,9 @@ from torch.nn import Parameter
 
 import fusedclip
 from fusedclip.amp import unscale_and_clip_grad_norm_
+from fusedclip.gradients.shards import ReduceSet
 from fusedclip.optim import clip_on_step
+from fusedclip.process_groups import group_of
 
 from .. import oracle
 from ..conftest import parameters as plain_parameters
@@ -326,6 +328,10 @@ def subset_of_the_world(rank: int) -> None:
     if rank < 3:
         case = Case(random(7, 4), stage, [Shard(0), Shard(1)])
         oracle.assert_close(fusedclip.get_total_norm([case.gradient()]), oracle.norm([case.full]), 3e-6)
+        several = ReduceSet(stage, (0, 1), (0, 1, 2))  # as of a mesh with more than one rank along both
+        made, world = (group._get_backend(torch.device("cpu")) for group in (group_of(several), dist.group.WORLD))
+        assert made is not world
+        assert made.options._timeout == world.options._timeout
 
 
 def different_calls_are_told(rank: int) -> None:
