@@ -102,11 +102,12 @@ class Backend(ABC):
         attribute: str | None,
         p: float,
         rule: ClipRule,
+        norm: float | None,
         only_finite: bool,
         written: list[Tensor],
     ) -> Any:
         """A whole call at once, if the engine `takes_lists`: the gradients of `items` (the items themselves if
-        `attribute` is None) are found, measured and clipped.
+        `attribute` is None) are found, measured (unless the `norm` is known) and clipped.
 
         Returns their norm in the dtype of results, with the tensors that it wrote in `written`; or, with nothing
         written, what the sweep found, for whatever is left to the road through batches. That is so, too, where
