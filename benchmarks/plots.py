@@ -185,4 +185,4 @@ def adaptive(report: Report) -> str:
 def smoothed(values: Any, width: int = 5) -> Any:
     """Means of those that are numbers."""
     padded = np.concatenate([np.full(width - 1, math.nan), values])
-    return np.nanmean(sliding_window_view(padded, width), axis=1)
+    return np.ma.masked_invalid(sliding_window_view(padded, width)).mean(axis=1).filled(math.nan)
