@@ -11,6 +11,7 @@ import platform
 import statistics
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -53,24 +54,24 @@ def _pages() -> str:
         return "2 MiB"
     if "[never]" in chosen:
         return "the system's own alone (it is not set to give larger ones to programs that ask)"
-    small, large = _read_rate(mmap.MADV_NOHUGEPAGE), _read_rate(mmap.MADV_HUGEPAGE)
-    return (
-        f"4 KiB; with THP_MEM_ALLOC_ENABLE=1 2 MiB, in which a norm reads {large:.0f} GB/s here instead of {small:.0f}"
-    )
+    small, large = _read_rates([mmap.MADV_NOHUGEPAGE, mmap.MADV_HUGEPAGE])
+    return f"4 KiB; with THP_MEM_ALLOC_ENABLE=1 2 MiB, in which a norm reads {large:.0f} GB/s instead of {small:.0f}"
 
 
-def _read_rate(advice: int, size: int = 128 << 20) -> float:
-    """GB/s of a norm over so many bytes in pages of one kind."""
-    memory = mmap.mmap(-1, size)
-    memory.madvise(advice)
-    gradients = [torch.frombuffer(memory, dtype=torch.float32).fill_(1.0)]
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        clip.get_total_norm(gradients)
-        return time.perf_counter() - start
-
-    return size / statistics.median(seconds() for _ in range(15)) / 1e9
+def _read_rates(advices: list[int], size: int = 128 << 20, rounds: int = 15) -> list[float]:
+    """GB/s of a norm over so many bytes in each kind of pages, taken in turns."""
+    times: list[list[float]] = [[] for _ in advices]
+    lists = []
+    for advice in advices:
+        memory = mmap.mmap(-1, size)
+        memory.madvise(advice)
+        lists.append([torch.frombuffer(memory, dtype=torch.float32).fill_(1.0)])
+    with backends.use("cpu"):
+        for _, (gradients, spent) in product(range(rounds), zip(lists, times, strict=True)):
+            start = time.perf_counter()
+            clip.get_total_norm(gradients)
+            spent.append(time.perf_counter() - start)
+    return [size / statistics.median(spent) / 1e9 for spent in times]
 
 
 def describe() -> None:
@@ -78,7 +79,7 @@ def describe() -> None:
     print(f"fusedclip  {__version__}, torch {torch.__version__}, {python}")
     print(f"extension  {_extension_line()}")
     print(f"devices    {_devices()}")
-    if _extension.C is not None:
+    if "cpu" in backends.available():
         print(f"memory     {_patterns()}")
         print(f"pages      {_pages()}")
     print("engines, in order of preference (all of float32, float64, bfloat16, float16):")

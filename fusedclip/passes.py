@@ -42,9 +42,7 @@ def clip_list_(
     """
     in_one_call = peers is None and type(rule.max_norm) is float
     engine = backends.for_lists() if in_one_call else None
-    if engine is None or isinstance(known, Tensor):
-        grads = gather(items, attribute, p=p)
-    else:
+    if engine is not None and (known is None or type(known) is float):
         written: list[Tensor] = []
         try:
             found = engine.clip_list_(items, attribute, p, rule, known, error_if_nonfinite, written)
@@ -54,6 +52,8 @@ def clip_list_(
         if type(found) is Tensor:
             return found
         grads = from_sweep(items, found, attribute)
+    else:
+        grads = gather(items, attribute, p=p)
     if attribute is None:
         return handed_out(norm(grads, p, error_if_nonfinite=error_if_nonfinite, peers=peers), grads)
     if not grads.reads:
