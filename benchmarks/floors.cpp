@@ -48,7 +48,7 @@ uint64_t with_streams(int streams, char* x, int64_t lines, int64_t ahead, bool b
 
 }  // namespace
 
-// All whole lines of the memory, each thread its share; a `key` of 0 leaves it as it is.
+// Each thread its share of the lines, but for those that don't divide by the streams; a `key` of 0 changes nothing.
 extern "C" uint64_t go_through(char* x, int64_t bytes, int threads, int streams, int64_t ahead, bool by_page,
                                bool stores, uint64_t key) {
   uint64_t total = 0;

@@ -37,14 +37,18 @@ def _library() -> Any:
         built, made = (str(Path(folder) / name) for name in ("floors.o", "floors.so"))
         subprocess.run([compiler, *FLAGS, "-c", str(SOURCE), "-o", built], check=True)
         subprocess.run([compiler, "-shared", built, "-o", made], check=True)
-        return ctypes.CDLL(made)
+        library = ctypes.CDLL(made)
+    library.go_through.restype = ctypes.c_uint64
+    return library
 
 
-def go_through(memory: Tensor, streams: int, ahead: int, by_page: bool, stores: bool, key: int = 0) -> None:
-    """One loop over all of `memory`; what it stores is what it read, with the bits of `key` flipped."""
+def go_through(memory: Tensor, streams: int, ahead: int, by_page: bool, stores: bool, key: int = 0) -> int:
+    """One loop over all lines of `memory`, but for a few at the end; the sum of each line's first word where nothing is
+    stored. What is stored is what was read, with the bits of `key` flipped in each word."""
     where, size, flipped = ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(memory.nbytes), ctypes.c_uint64(key)
     threads = torch.get_num_threads()
-    _library().go_through(where, size, threads, streams, ctypes.c_int64(ahead), by_page, stores, flipped)
+    total: int = _library().go_through(where, size, threads, streams, ctypes.c_int64(ahead), by_page, stores, flipped)
+    return total
 
 
 def loops(memory: Tensor, stores: bool) -> list[Entry]:

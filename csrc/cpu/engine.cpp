@@ -206,7 +206,8 @@ std::vector<bool> clamp(const Work& work, double bound, int max_threads) {
   bool in_one_order = false;
   Shares shares = shares_for(work, threads);
   in_parallel(threads, [&](int thread, int) {
-    write(work, shares, thread, [&](int64_t tile, const Tile& t) {
+    // Nothing has been read before, and all of it is read now.
+    read(work, shares, thread, [&](int64_t tile, const Tile& t) {
       const DType dtype = work.segments[t.segment].dtype;
       // Only what has to be written is worth asking whether it overlaps.
       if (!asked.load(std::memory_order_acquire)) {
