@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.utils.clip_grad as torch_clip
 
-from . import clip
+from . import clip, compile
 from .torch_internals import TorchOnly, as_torch
 
 _OURS: dict[str, Callable[..., Any]] = {
@@ -78,14 +78,16 @@ def patch_torch() -> Patch:
 def _replacement(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
     """Calls ours, and torch's for what only torch can do."""
     noun = "tensors" if ours is clip.get_total_norm else "parameters"
+    traced = compile.TRACED[ours]
 
     def ours_or_original(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # a constant for dynamo, which so traces torch's function as without us
-            return original(*args, **kwargs)
         if args:
             args = (_kept(args[0]), *args[1:])
         elif noun in kwargs:
             kwargs[noun] = _kept(kwargs[noun])
+        if torch.compiler.is_compiling():  # a constant for dynamo
+            result = traced(*args, **kwargs)
+            return original(*args, **kwargs) if result is NotImplemented else result
         token = as_torch.set(True)
         try:
             return ours(*args, **kwargs)
