@@ -1,6 +1,8 @@
 """docs/recipes.md, on two ranks: weights as of one process that has the whole model and both ranks' data, or as torch's
 own wrapper leaves them."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -70,5 +72,5 @@ def pipeline(rank: int) -> None:
 
 
 @pytest.mark.parametrize("scenario", [ddp, fsdp1, pipeline])
-def test_on_two_ranks(scenario) -> None:  # type: ignore[no-untyped-def]
+def test_on_two_ranks(scenario: Callable[[int], None]) -> None:
     on_two_ranks(scenario)
