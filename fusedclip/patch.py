@@ -54,9 +54,10 @@ def patch_torch() -> Patch:
     `clip_grads_with_norm_`) call fusedclip.
 
     Holders of the functions, by whatever name and from whenever, are included: the function objects stay the same.
-    Calls that are being compiled (torch.compile, fullgraph too) or traced (torch.jit.trace, make_fx, FakeTensorMode)
-    are still torch's. For lists with DTensors the norm is one, too, as torch's would be: replicated, on a mesh of one
-    dimension, and made by a functional collective.
+    Calls that are being traced (torch.jit.trace, make_fx, FakeTensorMode) are still torch's, and so are compiled ones
+    (torch.compile, fullgraph too) with gradients that no operator of ours takes: other than plain and dense ones.
+    For lists with DTensors the norm is one, too, as torch's would be: replicated, on a mesh of one dimension, and made
+    by a functional collective.
 
     Returns:
         A handle with `.remove()`, which is a context manager too. Patches nest, in several threads too; torch is
