@@ -84,12 +84,15 @@ def test_calls_that_raise_leave_nothing(engine: Engine) -> None:
                 calls[number % len(calls)]()
 
     run(1000)
-    gc.collect()
-    before, objects = resident(), len(gc.get_objects())
-    run(10_000)
-    gc.collect()
-    assert len(gc.get_objects()) - objects < 100
-    assert resident() - before < 2 * MIB
+    growth = []
+    for _ in range(2):  # a leak shows both times; what the allocator keeps in a process with a long history, once
+        gc.collect()
+        before, objects = resident(), len(gc.get_objects())
+        run(10_000)
+        gc.collect()
+        assert len(gc.get_objects()) - objects < 100
+        growth.append(resident() - before)
+    assert min(growth) < MIB // 2  # 50 bytes a call
 
 
 def _available() -> int:
