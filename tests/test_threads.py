@@ -62,7 +62,7 @@ def test_sixteen_threads_with_models_of_their_own() -> None:
             made = torch.Generator().manual_seed(number)
             model = torch.nn.Sequential(*(torch.nn.Linear(8 + number, 8 + number) for _ in range(1 + number)))
             params = list(model.parameters())
-            while time.monotonic() < end:
+            while not steps[number] or time.monotonic() < end:
                 for parameter in params:
                     parameter.grad = torch.randn(parameter.shape, generator=made)
                 before = [parameter.grad.clone() for parameter in params if parameter.grad is not None]
@@ -83,4 +83,4 @@ def test_sixteen_threads_with_models_of_their_own() -> None:
     for thread in threads:
         thread.join()
     assert not failures, failures[0]
-    assert min(steps) > 0
+    assert min(steps) > 0  # a busy machine may give no thread a second one
