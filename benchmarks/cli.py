@@ -2,29 +2,29 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks import documents, environment, optimizer_step, table
+from benchmarks import documents, environment, health, optimizer_step, table
 from benchmarks import versus as versions
 from benchmarks.compare import compare
 from benchmarks.contenders import Contender, line_up
 from benchmarks.gpu import STAGES
 from benchmarks.measure import Settings, run_suite
 from benchmarks.release import bars, sources
-from benchmarks.results import Report
+from benchmarks.results import Report, Row
 from benchmarks.suites import DTYPES, SUITES, Suite, select
 from benchmarks.train import experiments
 from benchmarks.workloads import CATALOGUE, GIB
 
 RESULT = Path("benchmark-results") / "main.json"
 # The results that the documents show.
-MADE_BY = {"claims": "run --suite claims", "step": "step", "training": "train", "adaptive": "train --adaptive"}
-
+MADE_BY = {"claims": "run --suite claims", "step": "step", "monitor": "monitor", "training": "train"}
+MADE_BY["adaptive"] = "train --adaptive"
 
 Options = argparse.Namespace
 # Of what several commands share. argparse has to know of none: the default of a command's own parser would overwrite
@@ -90,8 +90,21 @@ def tune(options: Options) -> int:
 
 def step(options: Options) -> int:
     """What clipping adds to a fused AdamW step, and unscaling with clipping."""
-    report = new_report(options, "step")
-    report.rows += optimizer_step.measure(settings_of(options), 4.0 if options.quick else 15.0)
+    return ways(new_report(options, "step"), options, optimizer_step.measure(settings_of(options), seconds(options)))
+
+
+def monitor(options: Options) -> int:
+    """What a monitor adds to clipping, and statistics to norms."""
+    return ways(new_report(options, "monitor"), options, health.measure(settings_of(options), seconds(options)))
+
+
+def seconds(options: Options) -> float:
+    return 4.0 if options.quick else 15.0
+
+
+def ways(report: Report, options: Options, rows: Iterable[Row]) -> int:
+    """Rows of ways to do the same."""
+    report.rows += rows
     report.claims = bars.claims(report)
     print(table.whole(report))
     return finish(report, options)
@@ -284,6 +297,7 @@ def parser() -> argparse.ArgumentParser:
     add = command("tune", tune, measuring)
     add("--dtype", help="only this one (default: all)", choices=DTYPES, **EACH)
     command("step", step, measuring)
+    command("monitor", monitor, measuring)
     add = command("results", results, measuring)
     add("--no-measuring", help="renew pictures and documents from what is there", **FLAG)
     add = command("versus", versus, measuring)

@@ -67,8 +67,8 @@ class Row:
 
     @property
     def is_step(self) -> bool:
-        """Whether its ways are of an optimizer's step, the first the base of the others, and not of the operations."""
-        return self.operation.startswith(("step", "unscale"))
+        """Whether its contenders are ways of doing more than one operation, the first the base of the others."""
+        return self.operation.startswith(("step", "unscale", "monitor", "statistics"))
 
     @property
     def disturbance(self) -> str:

@@ -2,12 +2,14 @@
 
 `python -m fusedclip check` prints that and runs every engine against the reference; see `check.py`.
 `python -m fusedclip report RUN.jsonl` shows what a `GradMonitor` wrote there.
+`python -m fusedclip run -m MODULE ...` (or a script) runs it with torch's clipping functions redirected to ours.
 """
 
 import argparse
 import mmap
 import os
 import platform
+import runpy
 import statistics
 import sys
 import time
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, _extension, backends, check, clip
+from . import __version__, _extension, backends, check, clip, patch_torch
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -104,6 +106,18 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run(arguments: argparse.Namespace) -> int:
+    """A program under `patch_torch()`, as python itself would run it."""
+    sys.argv = [arguments.program, *arguments.arguments]
+    patch_torch()
+    if arguments.m:
+        runpy.run_module(arguments.program, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = os.path.dirname(os.path.abspath(arguments.program))
+        runpy.run_path(arguments.program, run_name="__main__")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser("python -m fusedclip", description="What is here, and which engine serves what.")
     commands = parser.add_subparsers(dest="command", title="commands")
@@ -112,9 +126,13 @@ def main() -> int:
     told.add_argument("run", metavar="RUN.jsonl")
     told.add_argument("--plot", metavar="OUT.png", help="draw it (needs matplotlib)")
     told.add_argument("--clip-rate", type=float, default=0.1, help="of the suggested limit (default: %(default)s)")
+    ran = commands.add_parser("run", help="run a program after patch_torch()")
+    ran.add_argument("-m", action="store_true", help="the program is a module's name, not a script")
+    ran.add_argument("program")
+    ran.add_argument("arguments", nargs=argparse.REMAINDER, help="of the program")
     arguments = parser.parse_args()
-    if arguments.command == "report":
-        return report(arguments)
+    if arguments.command in ("report", "run"):
+        return (report if arguments.command == "report" else run)(arguments)
     describe()
     return check.main() if arguments.command == "check" else 0
 

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 from benchmarks.contenders import TORCH_FOREACH
+from benchmarks.health import GRAD_STATS, MONITOR
 from benchmarks.operations import Operation
 from benchmarks.optimizer_step import CHOOSES, DEFERS, DROP_IN, SCALES, STEP, TORCH, UNSCALE_OURS, UNSCALE_TORCH
 from benchmarks.results import Claim, Measurement, Report, Row
@@ -145,6 +146,10 @@ def over_step(row: Row, way: Measurement) -> float:
     return way.device_us / row.find(STEP).device_us
 
 
+def over_first(row: Row, way: Measurement) -> float:
+    return way.device_us / row.contenders[0].device_us
+
+
 def beside_torchs_clip(row: Row, way: Measurement) -> str:
     return f"{way.contender}; torch's clip: {over_step(row, row.find(TORCH)):.2f}"
 
@@ -201,6 +206,8 @@ CPU_BARS = [
     norm_error("norm against fp64, everything else", norms(small_fp32=False), bar=3e-6),
     *(step(f"(clip + step) / step, {one.value}", where(f"step, {one.value}"), bar=STEP_RATIO[one]) for one in BOTH),
     *(unscale(f"torch's unscale_ + clip / ours, {one.value}", where(f"unscale, {one.value}")) for one in BOTH),
+    at_most("clip by a GradMonitor / clip", where("monitor, not clipped"), over_first, 1.10, of=(MONITOR,)),
+    at_most("statistics / norms of each tensor", where("statistics"), over_first, 1.15, of=(*GRAD_STATS.values(),)),
 ]
 
 
