@@ -21,8 +21,20 @@ from .cpu import Cpu
 from .cuda import Cuda
 from .reference import Reference
 from .triton import Triton
+from .updater import Streams, Updater
 
-__all__ = ["Backend", "Written", "available", "explain", "for_lists", "serving", "use"]
+__all__ = [
+    "Backend",
+    "Streams",
+    "Updater",
+    "Written",
+    "available",
+    "explain",
+    "for_lists",
+    "serving",
+    "updating",
+    "use",
+]
 
 ORDER: tuple[Backend, ...] = (Cpu(), Cuda(), Triton(), Reference())
 _BY_NAME = {backend.name: backend for backend in ORDER}
@@ -88,6 +100,34 @@ def serving(batch: Batch) -> Backend:
     if kind not in _chosen:
         _chosen[kind] = _choose(*kind)
     return _chosen[kind]
+
+
+def updating(device: torch.device, dtypes: frozenset[torch.dtype]) -> Updater:
+    """The updater for parameters, gradients and states of these dtypes. Raises RuntimeError if a forced engine has
+    none, or refuses them."""
+    forced = _forced.get() or _from_environment()
+    if forced is None:
+        return _chosen_updater(device, dtypes)
+    refusal = _refusal(forced, device, dtypes) or (None if forced.updater else "it has no kernels for optimizers")
+    if refusal is not None or forced.updater is None:
+        raise RuntimeError(f"the backend {forced.name!r} is forced and cannot update these parameters: {refusal}")
+    return forced.updater
+
+
+@cache
+def _chosen_updater(device: torch.device, dtypes: frozenset[torch.dtype]) -> Updater:
+    able = [b for b in ORDER if b.updater and _refusal(b, device, dtypes) is None and b.volunteers(device)]
+    if not able:
+        raise RuntimeError(f"no engine updates parameters on {device} with {', '.join(sorted(map(str, dtypes)))}")
+    home = _HOME.get(device.type)
+    if home is not None and home != able[0].name:
+        warnings.warn(
+            f"fusedclip: the {able[0].name} engine updates parameters on {device}, because the {home} engine cannot: "
+            f"{_refusal(_BY_NAME[home], device, dtypes) or 'it has no kernels for optimizers'}",
+            stacklevel=user_stacklevel(),
+        )
+    assert able[0].updater is not None
+    return able[0].updater
 
 
 @cache
