@@ -8,6 +8,8 @@
 
 namespace fusedclip::cpu {
 
+struct UpdateKernels;
+
 struct Kernels {
   const char* name;
   // The lifted value of `count` elements, in fp64; `norm` is that of `p`.
@@ -18,6 +20,7 @@ struct Kernels {
   void (*scale)(DType dtype, double coef, void* data, int64_t count);
   // data = min(max(data, -bound), bound), NaN kept. Stores only where something changes; tells whether it did.
   bool (*clamp)(DType dtype, double bound, void* data, int64_t count);
+  const UpdateKernels* updates;
 };
 
 // The set in use: the best one, unless use_kernels() chose another.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _extension
 from ..updates import UpdateRule
 
 
@@ -33,6 +34,11 @@ class Streams:
 class Updater(ABC):
     """The face that an engine may have beside `Backend`."""
 
+    def misfits(self, streams: Streams) -> list[int]:
+        """The places of parameters that `update_` does not take as they are, such as those with a gradient in another
+        order of memory: the reference, which takes any, moves them."""
+        return []
+
     @abstractmethod
     def update_(self, streams: Streams, rules: Sequence[UpdateRule], coefs: Tensor, skip: Tensor | None) -> None:
         """One step of every parameter, in one pass; never waits for a device.
@@ -55,3 +61,16 @@ class Updater(ABC):
 
         A is fp64 for fp64 parameters, else fp32. A coefficient of 1 is a factor like any other.
         """
+
+
+def compile_table(streams: Streams) -> list[int]:
+    """Fill in the table for a compiled engine; or, if there are any, give the places of what it could not read.
+
+    Raises ValueError if two parameters share memory.
+    """
+    s = streams
+    found = _extension.C.gather_updates(s.rows, s.parameters, s.gradients, s.states, s.masters, s.steps)
+    if isinstance(found, list):
+        return found
+    streams.table = found
+    return []
