@@ -1,6 +1,7 @@
 """A step of an optimizer of our own, from param groups to the engines' update passes."""
 
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
@@ -40,17 +41,31 @@ def prepare(
     calls: list[Call] = []
     for kind in dict.fromkeys(rule.kind for rule in rules):
         rows = [row for row, rule in enumerate(rules) if rule.kind == kind]
-        parameters = [[p for p in groups[row]["params"] if p.grad is not None] for row in rows]
-        numbers = [number for number, own in enumerate(parameters) for _ in own]
-        together = [p for own in parameters for p in own]
-        if together:
-            streams = _streams(together, numbers, rules[rows[0]], states, keeping)
-            calls += _calls(streams, together, [rules[row] for row in rows], rows)
+        parameters: list[Tensor] = []
+        gradients: list[Any] = []
+        numbers: list[int] = []
+        for number, row in enumerate(rows):
+            own = groups[row]["params"]
+            found = [parameter.grad for parameter in own]
+            if NoneType in set(map(type, found)):
+                own = [parameter for parameter, gradient in zip(own, found, strict=True) if gradient is not None]
+                found = [gradient for gradient in found if gradient is not None]
+            parameters += own
+            gradients += found
+            numbers += [number] * len(own)
+        if parameters:
+            streams = _streams(parameters, gradients, numbers, rules[rows[0]], states, keeping)
+            calls += _calls(streams, parameters, [rules[row] for row in rows], rows)
     return calls
 
 
 def _streams(
-    parameters: list[Tensor], rows: list[int], rule: UpdateRule, states: dict[Tensor, State], keeping: Keeping
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    rows: list[int],
+    rule: UpdateRule,
+    states: dict[Tensor, State],
+    keeping: Keeping,
 ) -> Streams:
     own = [states[parameter] for parameter in parameters]
     try:
@@ -59,9 +74,7 @@ def _streams(
         for parameter, state in zip(parameters, own, strict=True):
             complete(state, parameter, rule.states, rule.counts_steps, keeping)
         kept = _kept(parameters, own, rule, keeping)
-    moments, masters, steps = kept
-    gradients: list[Any] = [parameter.grad for parameter in parameters]
-    return Streams(parameters[0].device, rows, parameters, gradients, moments, masters, steps)
+    return Streams(parameters[0].device, rows, parameters, gradients, *kept)
 
 
 def _kept(
@@ -78,44 +91,36 @@ def _kept(
 def _calls(streams: Streams, owners: list[Tensor], rules: list[UpdateRule], groups: list[int]) -> list[Call]:
     if not set(map(type, owners)) <= _PLAIN:
         streams = _local(streams)
+    updater = updating(streams.device)
+    misfits = updater.misfits(streams)
+    if not misfits:
+        return [Call(updater, streams, owners, rules, groups)]
     calls: list[Call] = []
-    devices = dict.fromkeys([parameter.device for parameter in streams.parameters])
-    for device in devices:
-        places = None if len(devices) == 1 else [i for i, p in enumerate(streams.parameters) if p.device == device]
-        here, own = _picked(streams, owners, places)
-        updater = updating(device)
-        misfits = updater.misfits(here)
-        if misfits:
-            for place in misfits:
-                _check(here, place)
-            calls.append(Call(_REFERENCE, *_picked(here, own, misfits), rules, groups))
-            here, own = _picked(here, own, sorted(set(range(len(own))) - set(misfits)))
-        if own:
-            if misfits:
-                updater.misfits(here)  # of these there are none, and their table is made
-            calls.append(Call(updater, here, own, rules, groups))
+    elsewhere = [place for place in misfits if streams.parameters[place].device != streams.device]
+    if elsewhere:
+        calls += _calls(*_picked(streams, owners, elsewhere), rules, groups)
+    odd = sorted({*misfits} - {*elsewhere})
+    for place in odd:
+        _check(streams, place)
+    if odd:
+        calls.append(Call(_REFERENCE, *_picked(streams, owners, odd), rules, groups))
+    rest = sorted({*range(len(owners))} - {*misfits})
+    if rest:
+        calls += _calls(*_picked(streams, owners, rest), rules, groups)
     return calls
 
 
-def _picked(streams: Streams, owners: list[Tensor], places: list[int] | None) -> tuple[Streams, list[Tensor]]:
-    """Some of the parameters, with their owners; None: all."""
-    if places is None:
-        return streams, owners
+def _picked(streams: Streams, owners: list[Tensor], places: list[int]) -> tuple[Streams, list[Tensor]]:
+    """Some of the parameters, with their owners."""
 
     def pick(stream: list[Any]) -> list[Any]:
         return [stream[place] for place in places]
 
-    s = streams
-    picked = Streams(
-        s.parameters[places[0]].device if places else s.device,
-        pick(s.rows),
-        pick(s.parameters),
-        pick(s.gradients),
-        tuple(map(pick, s.states)),
-        pick(s.masters),
-        None if s.steps is None else pick(s.steps),
-    )
-    return picked, pick(owners)
+    s, parameters = streams, pick(streams.parameters)
+    states, steps = tuple(map(pick, s.states)), None if s.steps is None else pick(s.steps)
+    return Streams(
+        parameters[0].device, pick(s.rows), parameters, pick(s.gradients), states, pick(s.masters), steps
+    ), pick(owners)
 
 
 def _local(streams: Streams) -> Streams:
@@ -186,9 +191,18 @@ def move(calls: list[Call], measured: Measured) -> None:
                         raise  # nothing at all has been written
                     continue
             break
-        insist(lambda call=call: increment_version(call.written + call.streams.parameters))  # type: ignore[misc]
+        _tell(call)
     if interrupted is not None:
         raise interrupted
+
+
+def _tell(call: Call) -> None:
+    """Autograd, of what was written: of DTensors both what they are and what is in them."""
+    written = call.written
+    if call.streams.parameters is not written:
+        local = [p for p, owner in zip(call.streams.parameters, written, strict=True) if p is not owner]
+        written = written + local
+    insist(lambda: increment_version(written))
 
 
 def _updates(call: Call) -> int:
