@@ -9,8 +9,10 @@
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 #include "cpu/patterns.h"
+#include "cpu/update.h"
 #include "tensor_list.h"
 #include "torch_tensors.h"
+#include "update_list.h"
 #ifdef FUSEDCLIP_WITH_CUDA
 #include "cuda/engine.h"
 #endif
@@ -215,6 +217,19 @@ PYBIND11_MODULE(_C, m) {
       },
       "Whether all segments were written, or none; or, for each, whether it was.", arg("list"), keywords, arg("bound"),
       arg("threads"));
+  py::class_<UpdateList, std::shared_ptr<UpdateList>>(m, "UpdateList").def_readonly("updates", &UpdateList::updates);
+  m.def("gather_updates", &gather_updates, arg("rows"), arg("parameters"), arg("gradients"), arg("states"),
+        arg("masters"), arg("steps").none(true));
+  m.def(
+      "cpu_update",
+      [](UpdateList& l, const std::string& kind, const py::sequence& rules, py::handle coefs, py::handle skip,
+         int threads) {
+        const Update rule = update_of(kind);
+        const std::vector<UpdateRow> rows = rows_of(rule, rules, l.device);
+        const UpdateWork work{l.segments, rule, rows, doubles_of(coefs, l.device), flag_of(skip, l.device)};
+        l.updates += unlocked([&] { return cpu::update(work, l.parameters, l.tiling, threads); });
+      },
+      arg("list"), keywords, arg("kind"), arg("rules"), arg("coefs"), arg("skip").none(true), arg("threads"));
 #ifdef FUSEDCLIP_WITH_CUDA
   // On torch's current stream; none waits for the device.
   m.def("cuda_missing", &cuda::missing);

@@ -359,7 +359,8 @@ bool clamp_any(DType dtype, double bound, void* data, int64_t count, Pattern pat
 
 }  // namespace
 
+extern const UpdateKernels update_table;
 extern const Kernels table;
-const Kernels table = {FUSEDCLIP_NAME(FUSEDCLIP_ISA), lift_any, stats_any, scale_any, clamp_any};
+const Kernels table = {FUSEDCLIP_NAME(FUSEDCLIP_ISA), lift_any, stats_any, scale_any, clamp_any, &update_table};
 
 }  // namespace fusedclip::cpu::FUSEDCLIP_ISA

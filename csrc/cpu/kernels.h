@@ -17,6 +17,8 @@ struct Pattern {
   bool by_page = true;  // asks for a line of each page there; else for every line
 };
 
+struct UpdateKernels;
+
 struct Kernels {
   const char* name;
   // The lifted value of `count` elements, in fp64; `norm` is that of `p`.
@@ -27,6 +29,7 @@ struct Kernels {
   void (*scale)(DType dtype, double coef, void* data, int64_t count, Pattern pattern);
   // data = min(max(data, -bound), bound), NaN kept. Stores only where something changes; tells whether it did.
   bool (*clamp)(DType dtype, double bound, void* data, int64_t count, Pattern pattern);
+  const UpdateKernels* updates;
 };
 
 // The set in use: the best one, unless use_kernels() chose another.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..gradients import Batch
 from ..norms import Clipped, ClipRule
+from .updater import Updater
 
 # What an engine says that it wrote: all of a batch, nothing, or these of its tensors. One that cannot tell without
 # waiting for its device says all.
@@ -35,6 +36,7 @@ class Backend(ABC):
     name: str
     takes_lists = False
     counts_writes = False  # in Batch.writes, so that an interrupt cannot hide whether it has written
+    updater: Updater | None = None  # its other face, for optimizers
 
     @abstractmethod
     def missing(self) -> str | None:

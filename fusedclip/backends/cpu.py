@@ -14,6 +14,7 @@ from ..dtypes import unknown
 from ..gradients import Batch
 from ..norms import STATS, Clipped, ClipRule
 from .base import Backend, Written
+from .cpu_update import CpuUpdater
 
 _C = _extension.C
 _ONE = torch.ones((), dtype=torch.float64, device="cpu")
@@ -46,6 +47,7 @@ class Cpu(Backend):
     name = "cpu"
     takes_lists = True
     counts_writes = True
+    updater = CpuUpdater()
 
     def missing(self) -> str | None:
         return _extension.reason or _bad_pattern
