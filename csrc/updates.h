@@ -29,19 +29,20 @@ struct AdamWRule {
 
   template <class A>
   struct Constants {
-    A decay, beta1, weight1, beta2, weight2, step_size, root, eps;
+    A decay, beta1, weight1, beta2, weight2, scale, floor;
   };
 
   template <class A>
   FUSEDCLIP_HD static Constants<A> constants(const Options& o, double lr, double step) {
+    // m / (1 - beta1^t) over sqrt(v) / root + eps, both times root: a division less.
+    const double root = sqrt(1 - pow(o[kBeta2], step));
     return {A(1 - lr * o[kWeightDecay]),
             A(o[kBeta1]),
             A(1 - o[kBeta1]),
             A(o[kBeta2]),
             A(1 - o[kBeta2]),
-            A(lr / (1 - pow(o[kBeta1], step))),
-            A(sqrt(1 - pow(o[kBeta2], step))),
-            A(o[kEps])};
+            A(lr / (1 - pow(o[kBeta1], step)) * root),
+            A(o[kEps] * root)};
   }
 
   // The next value; the states become the next ones.
@@ -52,8 +53,7 @@ struct AdamWRule {
     m = c.weight1 < A(0.5) ? m + (g - m) * c.weight1 : g - (g - m) * c.beta1;
     v = v * c.beta2 + (g * c.weight2) * g;
     if constexpr (amsgrad) states[2] = Math::max(states[2], v);
-    const V root = Math::sqrt(states[kStates - 1]) / c.root;
-    return x - (m * c.step_size) / (root + c.eps);
+    return x - (m * c.scale) / (Math::sqrt(states[kStates - 1]) + c.floor);
   }
 };
 

@@ -60,10 +60,11 @@ class AdamWRule(NamedTuple):
         v = v * constant(self.beta2) + (g * constant(1 - self.beta2)) * g
         if self.amsgrad:
             largest = [torch.maximum(largest[0], v)]  # NaN stays
-        # Of torch's own roots on the CPU (MKL's) a fifth is off by the last place: those of fp64 here, then, too.
-        root = (largest[0] if self.amsgrad else v).double().sqrt().to(x.dtype)
-        root = root / constant((1 - self.beta2**step).sqrt())
-        x = x - (m * constant(self.lr / (1 - self.beta1**step))) / (root + constant(self.eps))
+        # m / (1 - beta1^t) over sqrt(v) / root + eps, both times root: a division less. Of torch's own square roots on
+        # the CPU (MKL's) a fifth is off by the last place: those of fp64 here, then, too.
+        root = (1 - self.beta2**step).sqrt()
+        below = (largest[0] if self.amsgrad else v).double().sqrt().to(x.dtype) + constant(self.eps * root)
+        x = x - (m * constant(self.lr / (1 - self.beta1**step) * root)) / below
         return x, (m, v, *largest)
 
 

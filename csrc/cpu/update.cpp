@@ -14,6 +14,20 @@ namespace {
 // gradients alone.
 constexpr int64_t kBytesPerThread = 192 * 1024, kBytesPerShare = 64 * 1024;
 
+// The first bytes of a tile: hardware sees a stream coming only after some lines of it, and short tensors are over
+// then.
+void prefetch(const UpdateSegment& s, int64_t first) {
+  const auto lines = [first](const void* stream, DType type) {
+    const char* const begin = static_cast<const char*>(stream) + first * size_of(type);
+    for (int line = 0; line < 8; ++line) __builtin_prefetch(begin + 64 * line);
+  };
+  lines(s.parameter, s.parameter_type);
+  lines(s.gradient, s.gradient_type);
+  for (int k = 0; k < kMostStates; ++k)
+    if (s.states[k]) lines(s.states[k], s.state_types[k]);
+  if (s.master) lines(s.master, s.kept == Master::kSplit ? DType::kBFloat16 : DType::kFloat32);
+}
+
 }  // namespace
 
 bool update(const UpdateWork& work, const std::vector<Segment>& parameters, const Tiling& tiling, int max_threads) {
@@ -35,6 +49,10 @@ bool update(const UpdateWork& work, const std::vector<Segment>& parameters, cons
       if (tile == begin) return;
       for (int64_t s = segment_at(tiling.first_tile, tile - 1); tile-- > begin;) {
         while (tiling.first_tile[s] > tile) --s;
+        if (tile > begin) {
+          const int64_t next = tiling.first_tile[s] < tile ? s : s - 1;
+          prefetch(work.segments[next], (tile - 1 - tiling.first_tile[next]) * kTileElements);
+        }
         move(s, tile);
       }
     });

@@ -1,8 +1,8 @@
 // The loop of an update, on a run of elements. Compiled once per instruction set, each time into a namespace of its
 // own; all sets return the same bits.
 //
-// The loop knows one type. Streams that are stored as another pass through a buffer, a block at a time, which stays in
-// the first-level cache; so that every mixture of dtypes takes one loop per rule, and fp32 none of this.
+// The mixtures of dtypes that models are trained in have a loop of their own. In all others each stream passes through
+// a buffer of the arithmetic's type, a block at a time, which stays in the first-level cache.
 #include "update_kernels.h"
 
 #if defined(__x86_64__)
@@ -20,10 +20,6 @@ namespace fusedclip::cpu::FUSEDCLIP_ISA {
 namespace {
 
 #include "vectors.h"
-
-constexpr int64_t kBlock = 1024;
-template <class A>
-using Block = A[kBlock];
 
 // For the functors of updates.h.
 struct Math {
@@ -83,113 +79,101 @@ inline void give(V v, T* to, N n) {
   __builtin_memcpy(to, &v, n * sizeof(T));
 }
 
-// --- streams that are stored as another type ---
+// --- streams: elements as vectors of the arithmetic's type A, from and to where they are stored ---
 
 template <class A, class T>
-inline void widen_all(const T* from, int64_t count, A* to) {
-  if constexpr (!std::is_same_v<Arithmetic<T>, A>) {
-    for (int64_t i = 0; i < count; ++i) to[i] = A(widen(from[i]));
-  } else {
-    constexpr int step = VectorOf<A>::size;
-    for_vectors<step>(count, [&](int64_t i, auto n) {
-      T elements[step] = {};
-      const T* source = from + i;
-      if constexpr (std::is_same_v<decltype(n), int>) {
-        __builtin_memcpy(elements, source, n * sizeof(T));
-        source = elements;
-      }
-      give(load(source), to + i, n);
-    });
-  }
-}
+struct Stored {
+  T* data;
 
-template <class A, class T>
-inline void narrow_all(const A* from, int64_t count, T* to) {
-  if constexpr (!std::is_same_v<Arithmetic<T>, A>) {
-    for (int64_t i = 0; i < count; ++i) to[i] = narrow<T>(Wide<T>(from[i]));
-  } else {
-    constexpr int step = VectorOf<A>::size;
-    for_vectors<step>(count, [&](int64_t i, auto n) {
-      if constexpr (std::is_same_v<decltype(n), int>) {
-        T elements[step];
-        store(take<Vector<A>>(from + i, n), elements);
-        __builtin_memcpy(to + i, elements, n * sizeof(T));
-      } else {
-        store(load_raw<Vector<A>>(from + i), to + i);
-      }
-    });
+  template <class N>
+  Vector<A> get(int64_t i, N n) const {
+    if constexpr (std::is_same_v<T, A>) return take<Vector<A>>(data + i, n);
+    T padded[VectorOf<A>::size] = {};
+    const T* from = data + i;
+    if constexpr (std::is_same_v<N, int>) from = static_cast<T*>(__builtin_memcpy(padded, from, n * sizeof(T)));
+    if constexpr (std::is_same_v<Arithmetic<T>, A>) {
+      return load(from);
+    } else {
+      Vector<A> v;
+      for (int k = 0; k < VectorOf<A>::size; ++k) v[k] = A(widen(from[k]));
+      return v;
+    }
   }
-}
 
-inline void join_all(const uint16_t* parameter, const uint16_t* remainder, int64_t count, float* to) {
-  for_vectors<VectorOf<float>::size>(count, [&](int64_t i, auto n) {
-    const Words high = widen_to_words(take<Halves>(parameter + i, n)),
-                low = widen_to_words(take<Halves>(remainder + i, n));
-    const Words carry = (high & 0x7fffu) != 0 ? low >> 15 : Words{};
-    give((Floats)((high - carry) << 16 | low), to + i, n);
-  });
-}
+  template <class N>
+  void put(Vector<A> v, int64_t i, N n) const {
+    if constexpr (std::is_same_v<T, A>) return give(v, data + i, n);
+    T narrowed[VectorOf<A>::size];
+    T* const to = std::is_same_v<N, int> ? narrowed : data + i;
+    if constexpr (std::is_same_v<Arithmetic<T>, A>)
+      store(v, to);
+    else
+      for (int k = 0; k < VectorOf<A>::size; ++k) to[k] = narrow<T>(Wide<T>(v[k]));
+    if constexpr (std::is_same_v<N, int>) __builtin_memcpy(data + i, narrowed, n * sizeof(T));
+  }
+};
 
 inline Halves rounded_away(Floats master) {
   const Words bits = (Words)master;
   return narrow_to_halves(master == master ? (bits + 0x8000u) >> 16 : bits >> 16 | 0x40u);
 }
 
-inline void round_all(const float* master, int64_t count, uint16_t* parameter) {
-  for_vectors<VectorOf<float>::size>(
-      count, [&](int64_t i, auto n) { give(rounded_away(take<Floats>(master + i, n)), parameter + i, n); });
-}
+// A parameter with its master.
+template <class T>
+struct Kept {
+  Stored<float, T> parameter;
+  Stored<float, float> master;
 
-inline void remainders(const float* master, int64_t count, uint16_t* to) {
-  for_vectors<VectorOf<float>::size>(count, [&](int64_t i, auto n) {
-    const Floats v = take<Floats>(master + i, n);
-    give(narrow_to_halves(v == v ? (Words)v & 0xffffu : Words{}), to + i, n);
-  });
-}
-
-template <class T, class P>
-inline T* at(P* stream, int64_t first) {
-  return static_cast<T*>(stream) + first;
-}
-
-template <class A>
-constexpr DType kTypeOf = std::is_same_v<A, double> ? DType::kFloat64 : DType::kFloat32;
-
-// The block's elements as A: where they are, or in the buffer.
-template <class A>
-inline A* opened(const void* stream, DType type, int64_t first, int64_t count, Block<A>& buffer) {
-  if (type == kTypeOf<A>) return const_cast<A*>(at<const A>(stream, first));
-  with_dtype(type, [&](auto t) { widen_all<A>(at<const decltype(t)>(stream, first), count, buffer); });
-  return buffer;
-}
-
-template <class A>
-inline void closed(void* stream, DType type, int64_t first, int64_t count, const A* elements) {
-  if (type == kTypeOf<A>) return;
-  with_dtype(type, [&](auto t) { narrow_all<A>(elements, count, at<decltype(t)>(stream, first)); });
-}
-
-// What the rule moves: the parameter, or its master.
-template <class A>
-inline A* open_value(const UpdateSegment& s, int64_t first, int64_t count, Block<A>& buffer) {
-  if constexpr (std::is_same_v<A, float>) {
-    if (s.kept == Master::kFloat32) return at<float>(s.master, first);
-    if (s.kept == Master::kSplit) {
-      join_all(at<const uint16_t>(s.parameter, first), at<const uint16_t>(s.master, first), count, buffer);
-      return buffer;
-    }
+  template <class N>
+  Floats get(int64_t i, N n) const {
+    return master.get(i, n);
   }
-  return opened<A>(s.parameter, s.parameter_type, first, count, buffer);
+  template <class N>
+  void put(Floats v, int64_t i, N n) const {
+    master.put(v, i, n);
+    if constexpr (std::is_same_v<T, BFloat16>)
+      give(rounded_away(v), parameter.data + i, n);
+    else
+      parameter.put(v, i, n);
+  }
+};
+
+struct Split {
+  BFloat16* parameter;
+  uint16_t* remainder;
+
+  template <class N>
+  Floats get(int64_t i, N n) const {
+    const Words high = widen_to_words(take<Halves>(parameter + i, n)),
+                low = widen_to_words(take<Halves>(remainder + i, n));
+    const Words carry = (high & 0x7fffu) != 0 ? low >> 15 : Words{};
+    return (Floats)((high - carry) << 16 | low);
+  }
+  template <class N>
+  void put(Floats v, int64_t i, N n) const {
+    give(rounded_away(v), parameter + i, n);
+    give(narrow_to_halves(v == v ? (Words)v & 0xffffu : Words{}), remainder + i, n);
+  }
+};
+
+template <class A, class F>
+inline void with_stored(const void* data, DType type, int64_t first, F f) {
+  with_dtype(type,
+             [&](auto t) { f(Stored<A, decltype(t)>{static_cast<decltype(t)*>(const_cast<void*>(data)) + first}); });
 }
 
-template <class A>
-inline void close_value(const UpdateSegment& s, int64_t first, int64_t count, const A* value) {
+// f(what the rule moves): the parameter, or its master.
+template <class A, class F>
+inline void with_value(const UpdateSegment& s, int64_t first, F f) {
   if constexpr (std::is_same_v<A, float>) {
-    if (s.kept == Master::kSplit) remainders(value, count, at<uint16_t>(s.master, first));
-    if (s.kept != Master::kNone && s.parameter_type == DType::kBFloat16)
-      return round_all(value, count, at<uint16_t>(s.parameter, first));
+    if (s.kept == Master::kSplit)
+      return f(Split{static_cast<BFloat16*>(s.parameter) + first, static_cast<uint16_t*>(s.master) + first});
+    if (s.kept == Master::kFloat32)
+      return with_stored<A>(s.parameter, s.parameter_type, first, [&](auto parameter) {
+        f(Kept<std::remove_pointer_t<decltype(parameter.data)>>{parameter, {static_cast<float*>(s.master) + first}});
+      });
   }
-  closed(s.parameter, s.parameter_type, first, count, value);
+  with_stored<A>(s.parameter, s.parameter_type, first, f);
 }
 
 // --- the loop ---
@@ -210,33 +194,91 @@ inline Factors<A> factors_of(double coef, bool negated) {
 }
 
 template <class U, class A>
-inline void move_all(A* x, const A* g, A* const* states, int64_t count, const typename U::template Constants<A>& c,
-                     Factors<A> f) {
-  using V = Vector<A>;
-  for_vectors<VectorOf<A>::size>(count, [&](int64_t i, auto n) {
-    V s[U::kStates + 1];
-    for (int k = 0; k < U::kStates; ++k) s[k] = take<V>(states[k] + i, n);
-    const V moved = U::template move<Math>(take<V>(x + i, n), V(take<V>(g + i, n) * f.rest * f.power), s, c);
-    give(moved, x + i, n);
-    for (int k = 0; k < U::kStates; ++k) give(s[k], states[k] + i, n);
-  });
+struct Mover {
+  typename U::template Constants<A> constants;
+  Factors<A> factors;
+
+  template <class X, class G, class S>
+  void operator()(X value, G gradient, const S* states, int64_t count) const {
+    using V = Vector<A>;
+    // Copies that no store can reach, which thus stay in registers.
+    const auto c = constants;
+    const auto f = factors;
+    S streams[U::kStates + 1];
+    for (int k = 0; k < U::kStates; ++k) streams[k] = states[k];
+    for_vectors<VectorOf<A>::size>(count, [&](int64_t i, auto n) {
+      V s[U::kStates + 1];
+      for (int k = 0; k < U::kStates; ++k) s[k] = streams[k].get(i, n);
+      const V g = gradient.get(i, n) * f.rest * f.power;
+      value.put(U::template move<Math>(value.get(i, n), g, s, c), i, n);
+      for (int k = 0; k < U::kStates; ++k) streams[k].put(s[k], i, n);
+    });
+  }
+};
+
+template <class A, class From, class To>
+inline void copy(From from, To to, int64_t count) {
+  for_vectors<VectorOf<A>::size>(count, [&](int64_t i, auto n) { to.put(from.get(i, n), i, n); });
 }
+
+// Any mixture, through buffers.
+template <class U, class A>
+__attribute__((noinline)) void move_any(const Mover<U, A>& move, const UpdateSegment& s, int64_t first, int64_t count) {
+  constexpr int64_t kBlock = 1024;
+  alignas(64) A buffers[2 + U::kStates][kBlock];
+  const Stored<A, A> value{buffers[0]}, gradient{buffers[1]};
+  Stored<A, A> states[U::kStates + 1];
+  for (int k = 0; k < U::kStates; ++k) states[k] = {buffers[2 + k]};
+  for (const int64_t end = first + count; first < end; first += kBlock) {
+    const int64_t n = std::min(kBlock, end - first);
+    with_value<A>(s, first, [&](auto stored) { copy<A>(stored, value, n); });
+    with_stored<A>(s.gradient, s.gradient_type, first, [&](auto stored) { copy<A>(stored, gradient, n); });
+    for (int k = 0; k < U::kStates; ++k)
+      with_stored<A>(s.states[k], s.state_types[k], first, [&](auto stored) { copy<A>(stored, states[k], n); });
+    move(value, gradient, states, n);
+    for (int k = 0; k < U::kStates; ++k)
+      with_stored<A>(s.states[k], s.state_types[k], first, [&](auto stored) { copy<A>(states[k], stored, n); });
+    with_value<A>(s, first, [&](auto stored) { copy<A>(value, stored, n); });
+  }
+}
+
+template <class T>
+constexpr bool kIsSingle = std::is_same_v<T, Stored<float, float>>;
+template <class T>
+constexpr bool kIsBFloat16 = std::is_same_v<T, Stored<float, BFloat16>>;
+
+// All in fp32, or all in fp64; or bf16 parameters and gradients, with a master or without. Moments in that or in bf16.
+template <class A, class X, class G, class S>
+constexpr bool kIsCommon =
+    std::is_same_v<A, double>
+        ? std::is_same_v<X, Stored<A, A>> && std::is_same_v<G, X> && std::is_same_v<S, X>
+        : (kIsSingle<S> || kIsBFloat16<S>) &&
+              ((kIsSingle<X> && kIsSingle<G>) ||
+               (kIsBFloat16<G> && (kIsBFloat16<X> || std::is_same_v<X, Split> || std::is_same_v<X, Kept<BFloat16>>)));
 
 template <class U, class A>
 void update(const UpdateSegment& s, int64_t first, int64_t count, const UpdateRow& row, double step, double coef) {
-  const auto constants = U::template constants<A>(row.options, row.lr ? *row.lr : row.options[0], step);
-  const Factors<A> factors = factors_of<A>(coef, row.maximize);
-  alignas(64) Block<A> buffers[2 + U::kStates];
-  for (const int64_t end = first + count; first < end; first += kBlock) {
-    const int64_t n = std::min(kBlock, end - first);
-    A* const x = open_value<A>(s, first, n, buffers[0]);
-    const A* const g = opened<A>(s.gradient, s.gradient_type, first, n, buffers[1]);
-    A* states[U::kStates + 1];
-    for (int k = 0; k < U::kStates; ++k) states[k] = opened<A>(s.states[k], s.state_types[k], first, n, buffers[2 + k]);
-    move_all<U>(x, g, states, n, constants, factors);
-    for (int k = 0; k < U::kStates; ++k) closed<A>(s.states[k], s.state_types[k], first, n, states[k]);
-    close_value<A>(s, first, n, x);
-  }
+  const Mover<U, A> move{U::template constants<A>(row.options, row.lr ? *row.lr : row.options[0], step),
+                         factors_of<A>(coef, row.maximize)};
+  bool alike = true;
+  for (int k = 1; k < U::kStates; ++k) alike &= s.state_types[k] == s.state_types[0];
+  if (!alike) return move_any(move, s, first, count);
+  with_value<A>(s, first, [&](auto value) {
+    using X = decltype(value);  // GCC 12 would not know it of an outer lambda's argument
+    with_stored<A>(s.gradient, s.gradient_type, first, [&](auto gradient) {
+      using G = decltype(gradient);
+      with_stored<A>(s.states[0], U::kStates ? s.state_types[0] : s.gradient_type, first, [&](auto state) {
+        using S = decltype(state);
+        if constexpr (kIsCommon<A, X, G, S>) {
+          S states[U::kStates + 1] = {state};
+          for (int k = 1; k < U::kStates; ++k) states[k].data = static_cast<decltype(S::data)>(s.states[k]) + first;
+          move(value, gradient, states, count);
+        } else {
+          move_any(move, s, first, count);
+        }
+      });
+    });
+  });
 }
 
 void update_any(Update rule, const UpdateSegment& segment, int64_t first, int64_t count, const UpdateRow& row,

@@ -102,31 +102,33 @@ def serving(batch: Batch) -> Backend:
     return _chosen[kind]
 
 
-def updating(device: torch.device, dtypes: frozenset[torch.dtype]) -> Updater:
-    """The updater for parameters, gradients and states of these dtypes. Raises RuntimeError if a forced engine has
-    none, or refuses them."""
+def updating(device: torch.device) -> Updater:
+    """The updater for parameters on a device. Raises RuntimeError if a forced engine has none, or refuses it."""
     forced = _forced.get() or _from_environment()
     if forced is None:
-        return _chosen_updater(device, dtypes)
-    refusal = _refusal(forced, device, dtypes) or (None if forced.updater else "it has no kernels for optimizers")
-    if refusal is not None or forced.updater is None:
+        return _chosen_updater(device)
+    updater, refusal = forced.updater, _cannot_update(forced, device)
+    if refusal is not None or updater is None:
         raise RuntimeError(f"the backend {forced.name!r} is forced and cannot update these parameters: {refusal}")
-    return forced.updater
+    return updater
+
+
+def _cannot_update(backend: Backend, device: torch.device) -> str | None:
+    return _refusal(backend, device, frozenset()) or (None if backend.updater else "it has no kernels for optimizers")
 
 
 @cache
-def _chosen_updater(device: torch.device, dtypes: frozenset[torch.dtype]) -> Updater:
-    able = [b for b in ORDER if b.updater and _refusal(b, device, dtypes) is None and b.volunteers(device)]
-    if not able:
-        raise RuntimeError(f"no engine updates parameters on {device} with {', '.join(sorted(map(str, dtypes)))}")
+def _chosen_updater(device: torch.device) -> Updater:
+    able = [b for b in ORDER if _cannot_update(b, device) is None and b.volunteers(device)]
+    if not able or able[0].updater is None:
+        raise RuntimeError(f"no engine updates parameters on {device}")
     home = _HOME.get(device.type)
     if home is not None and home != able[0].name:
         warnings.warn(
             f"fusedclip: the {able[0].name} engine updates parameters on {device}, because the {home} engine cannot: "
-            f"{_refusal(_BY_NAME[home], device, dtypes) or 'it has no kernels for optimizers'}",
+            f"{_cannot_update(_BY_NAME[home], device)}",
             stacklevel=user_stacklevel(),
         )
-    assert able[0].updater is not None
     return able[0].updater
 
 

@@ -35,9 +35,12 @@ class Updater(ABC):
     """The face that an engine may have beside `Backend`."""
 
     def misfits(self, streams: Streams) -> list[int]:
-        """The places of parameters that `update_` does not take as they are, such as those with a gradient in another
-        order of memory: the reference, which takes any, moves them."""
-        return []
+        """The places of parameters that `update_` does not take as they are, such as one whose gradient has another
+        order of memory: the reference, which takes them all, moves these. Their dtypes and shapes are looked at then.
+
+        Raises ValueError if it sees that two parameters share memory.
+        """
+        return list(range(len(streams.parameters)))
 
     @abstractmethod
     def update_(self, streams: Streams, rules: Sequence[UpdateRule], coefs: Tensor, skip: Tensor | None) -> None:
