@@ -9,7 +9,7 @@ extern "C" {
 
 enum DLDeviceType : int32_t { kDLCPU = 1, kDLCUDA = 2, kDLCUDAHost = 3, kDLROCM = 10 };
 
-enum DLDataTypeCode : uint8_t { kDLInt = 0, kDLFloat = 2, kDLBfloat = 4 };
+enum DLDataTypeCode : uint8_t { kDLFloat = 2, kDLBfloat = 4 };
 
 struct DLDevice {
   DLDeviceType device_type;

@@ -65,7 +65,7 @@ class Reader {
     if (master == Py_None) return true;
     DLTensor t;
     if (!beside(master, like, t) || s.parameter_type == DType::kFloat64) return false;
-    const bool is_split = t.dtype.code == kDLInt && t.dtype.bits == 16 && s.parameter_type == DType::kBFloat16;
+    const bool is_split = dtype_of(t.dtype) == DType::kFloat16 && s.parameter_type == DType::kBFloat16;
     if (!is_split && dtype_of(t.dtype) != DType::kFloat32) return false;
     s.kept = is_split ? Master::kSplit : Master::kFloat32;
     s.master = start_of(t);

@@ -131,9 +131,12 @@ def round_away(master: Tensor) -> Tensor:
 
 
 def split(master: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 to the parameter (bf16) and the remainder (int16), which together are exactly it; of a NaN, a NaN."""
+    """fp32 to the parameter (bf16) and the remainder, which together are exactly it; of a NaN, a NaN.
+
+    The remainder's 16 bits go by the name of float16, of which NCCL and gloo have collectives; they are no number.
+    """
     low = torch.where(master.isnan(), 0, master.view(torch.int32) & 0xFFFF)
-    return round_away(master), low.to(torch.int16)
+    return round_away(master), low.to(torch.int16).view(torch.float16)
 
 
 def join(parameter: Tensor, remainder: Tensor) -> Tensor:
@@ -142,6 +145,6 @@ def join(parameter: Tensor, remainder: Tensor) -> Tensor:
     A zero never had a carry: one that somebody else has written meets the remainder of another number, which must not
     make a NaN of it.
     """
-    high, low = parameter.view(torch.int16).int(), remainder.int() & 0xFFFF
+    high, low = parameter.view(torch.int16).int(), remainder.view(torch.int16).int() & 0xFFFF
     carry = (low >> 15) & ((high & 0x7FFF) != 0).int()
     return (((high - carry) << 16) | low).view(torch.float32)

@@ -26,7 +26,7 @@ class Streams:
     parameters: list[Tensor]  # written
     gradients: list[Tensor]  # never written
     states: tuple[list[Tensor], ...]  # written; in the order of the rule's `states`
-    masters: list[Tensor | None]  # written: the master (fp32), the remainder of a split one (int16), None: neither
+    masters: list[Tensor | None]  # written: the master (fp32), a split one's remainder (fp16), or None
     steps: list[Tensor] | None  # steps taken so far, fp32, 0-d, on the device; None if the rule does not count them
     table: Any = None  # the same as segments, for the compiled engines
 

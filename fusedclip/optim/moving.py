@@ -67,7 +67,8 @@ def _streams(
     states: dict[Tensor, State],
     keeping: Keeping,
 ) -> Streams:
-    own = [states[parameter] for parameter in parameters]
+    keeps = bool(rule.states) or keeping.master is not None
+    own = [states[parameter] for parameter in parameters] if keeps else []
     try:
         kept = _kept(parameters, own, rule, keeping)
     except KeyError:  # the first step, or that of a parameter that had no gradient yet
@@ -80,7 +81,7 @@ def _streams(
 def _kept(
     parameters: list[Tensor], states: list[State], rule: UpdateRule, keeping: Keeping
 ) -> tuple[tuple[list[Tensor], ...], list[Tensor | None], list[Tensor] | None]:
-    masters: list[Tensor | None] = [None] * len(states)
+    masters: list[Tensor | None] = [None] * len(parameters)
     if keeping.master is not None:
         keys = [keeping.key_for(parameter) for parameter in parameters]
         masters = [None if key is None else state[key] for key, state in zip(keys, states, strict=True)]

@@ -2,7 +2,7 @@
 
     step, and what the rule's `states` are called     as in torch's state; moments in the dtype that was asked for
     master                                            fp32: the parameter before it was rounded
-    remainder                                         int16: of a split master, what the parameter has not (updates.py)
+    remainder                                         of a split master the 16 bits that the parameter has not, as fp16
 
 torch's `load_state_dict` casts all of it to the parameter's dtype. So states go through it as something that it does
 not know, and are brought into their own dtypes afterwards.
@@ -20,7 +20,7 @@ from ..torch_internals import is_dtensor, user_stacklevel
 from ..updates import join, split
 
 KEYS = {"fp32": "master", "split": "remainder"}
-_DTYPES = {"master": torch.float32, "remainder": torch.int16}
+_DTYPES = {"master": torch.float32, "remainder": torch.float16}
 _HALVES = (torch.bfloat16, torch.float16)
 State = dict[str, Any]
 
