@@ -33,8 +33,7 @@ def extension(folder: Path, optimization: str = "-O1") -> Path:
     flags += ["-DFUSEDCLIP_ISA=baseline", "-DFUSEDCLIP_WITH_CUDA", '-DFUSEDCLIP_CUDA_ARCHITECTURES="host"']
     flags += [f'-DFUSEDCLIP_VERSION="{version("fusedclip")}"']
     flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    sources = [*sorted(CSRC.glob("*.cpp")), *sorted(CSRC.glob("cpu/*.cpp")), *sorted(CSRC.glob("cuda/*.c*u*"))]
-    sources = [source for source in sources if source.suffix != ".cuh"]
+    sources = [path for kind in ("*.cpp", "cpu/*.cpp", "cuda/*.cpp", "cuda/*.cu") for path in sorted(CSRC.glob(kind))]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return _link(folder / f"_C{suffix}", sources, flags, shared=True)
 

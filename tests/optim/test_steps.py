@@ -48,7 +48,7 @@ def assert_unchanged(optimizer: Optimizer, before: list[Any]) -> None:
             torch.testing.assert_close(optimizer.state[parameter][name], value, rtol=0, atol=0, equal_nan=True)
 
 
-@engines("cpu", "reference")
+@engines("cpu", "cuda", "triton", "reference", on="cpu")
 @kinds
 @pytest.mark.parametrize("max_norm", [None, 0.3, 1e9])
 def test_as_torchs_clip_and_step(
@@ -73,7 +73,7 @@ def test_as_torchs_clip_and_step(
             assert ours.total_norm is None
 
 
-@engines("cpu", "reference")
+@engines("cpu", "cuda", "triton", "reference", on="cpu")
 @pytest.mark.parametrize("together", [None, 0.3])
 def test_a_group_with_a_limit_of_its_own(engine: Engine, together: float | None) -> None:
     ours, theirs = two(AdamW, torch.optim.AdamW, {}, max_norm=together)
@@ -102,7 +102,7 @@ def test_infinity_measures() -> None:
     assert ours.clip_coef == 1
 
 
-@engines("cpu", "reference")
+@engines("cpu", "cuda", "triton", "reference", on="cpu")
 @kinds
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_skip_leaves_everything(engine: Engine, kind: Any, torchs: Any, options: dict[str, Any], bad: float) -> None:
@@ -216,7 +216,7 @@ def layouts() -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-@engines("cpu", "reference")
+@engines("cpu", "cuda", "triton", "reference", on="cpu")
 def test_any_order_of_memory(engine: Engine) -> None:
     torch.manual_seed(0)
     made = layouts()

@@ -12,11 +12,11 @@ from ..updater import Streams
 from . import update_kernels as kernels
 from .launch import launch
 from .tables import Plan, Table, pointed, share_memory
-from .tuning import default_for
+from .tuning import Tuning, default_for
 
 PLACES = {dtype: place for place, dtype in enumerate(LIST)}
 STEPS_PER_TILE = 8
-_KEPT = {torch.float32: kernels.WHOLE.value, torch.int16: kernels.SPLIT.value}
+_KEPT = {torch.float32: kernels.WHOLE.value, torch.float16: kernels.SPLIT.value}
 
 Mixture = tuple[int, int, torch.dtype, tuple[int, ...]]  # row, what is kept, the parameter's dtype, those of TYPES
 
@@ -32,6 +32,11 @@ def update_(streams: Streams, rules: Sequence[UpdateRule], coefs: Tensor, skip: 
 
 def overlap(tensors: list[Tensor]) -> bool:
     return share_memory([t.data_ptr() for t in tensors], [t.numel() * t.itemsize for t in tensors])
+
+
+def step_of(tuning: Tuning) -> int:
+    """Elements that a program takes at a time: 4 for each thread, 16 bytes of fp32; twice as many would spill."""
+    return tuning.step_bytes // 16
 
 
 def _mixture(streams: Streams, place: int) -> Mixture:
@@ -53,7 +58,7 @@ def _update(
     addresses = [stream[place].data_ptr() for stream in lists for place in places]
     counts = tuple(streams.parameters[place].numel() for place in places)
     tuning = default_for(streams.device).for_statistics()  # registers for several streams
-    step = tuning.step_bytes // 8
+    step = step_of(tuning)
 
     def make() -> Table:
         plan = Plan(counts, (dtype,) * len(counts), STEPS_PER_TILE * step * dtype.itemsize)
