@@ -205,9 +205,7 @@ def move_lanes(
         third = fetch(addresses[4], at, mask, type_at(TYPES[4]), ALIGNED)
 
     g = widen(gradient, A) * rest * power_of_two
-    x, first, second, third = move(
-        widen(value, A), g, widen(first, A), widen(second, A), widen(third, A), to, KIND
-    )
+    x, first, second, third = move(widen(value, A), g, widen(first, A), widen(second, A), widen(third, A), to, KIND)
 
     if STATES > 0:
         put(addresses[2], at, mask, narrow(first, type_at(TYPES[2])), type_at(TYPES[2]), ALIGNED)
