@@ -1,15 +1,15 @@
-"""The command line: one function per command, the options of each in one table."""
+"""The command line: one function per command, and the options of each."""
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks import documents, environment, optimizer_step, table
+from benchmarks import documents, environment, health, optimizer_step, table
 from benchmarks import versus as versions
 from benchmarks.compare import compare
 from benchmarks.contenders import Contender, line_up
@@ -22,16 +22,23 @@ from benchmarks.train import experiments
 from benchmarks.workloads import CATALOGUE, GIB
 
 RESULT = Path("benchmark-results") / "main.json"
+# The results that the documents show.
+MADE_BY = {"claims": "run --suite claims", "step": "step", "monitor": "monitor", "training": "train"}
+MADE_BY["adaptive"] = "train --adaptive"
+
 Options = argparse.Namespace
+# Of what several commands share. argparse has to know of none: the default of a command's own parser would overwrite
+# what stands before the command.
+DEFAULTS: dict[str, Any] = {"device": "cpu", "seed": 0, "repeats": 2000, "memory": 1.0}
+DEFAULTS |= dict.fromkeys(("threads", "out", "quick", "compile", "contender", "logdir"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    if threads := getattr(options, "threads", None):
-        torch.set_num_threads(threads)
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     try:
-        command: Callable[[Options], int] = options.command
-        return command(options)
+        return int(options.command(options))
     except (ValueError, KeyError, FileNotFoundError) as problem:
         print(f"benchmarks: {problem}", file=sys.stderr)
         return 2
@@ -41,7 +48,7 @@ def everything(options: Options) -> int:
     """The main job: both training experiments, then a short table against torch, and pictures of both."""
     options.out = options.out or RESULT
     report = new_report(options, "quick")
-    train_all(report, options)
+    train_all(report, options, "gpt", "lstm")
     print("\nClipping alone, against torch:\n")
     measure_all(report, options, select("quick", quick=options.quick))
     print(table.summary(report))
@@ -53,18 +60,17 @@ def run(options: Options) -> int:
     """Measure a suite."""
     report = new_report(options, options.suite)
     measure_all(report, options, select(options.suite, options.dtype, options.workload, options.quick))
-    return finish(report, options, tables=True)
+    print(table.whole(report, options.details))
+    return finish(report, options)
 
 
 def train(options: Options) -> int:
     """The training experiments only, or how adaptive rules take a spike."""
     report = new_report(options, "train")
+    train_all(report, options, *(["adaptive"] if options.adaptive else ["gpt", "lstm"]))
     if options.adaptive:
         options.out = options.out or RESULT.with_name("adaptive.json")
-        train_one("adaptive", experiments.ADAPTIVE_STEPS, report, options)
         draw(report, options.out.parent)
-    else:
-        train_all(report, options)
     return finish(report, options)
 
 
@@ -77,29 +83,41 @@ def tune(options: Options) -> int:
     with progress_bar(unit=" candidates judged") as bar:
         results = tuning.tune_all(options.dtype or DTYPES, settings_of(options), options.quick, path, bar)
     for result in results:
-        print(f"{tuning.table(result)}\n\n{tuning.verdict(result)}\n")
+        print(f"{tuning.table(result)}\n\n{result.key[1]}: {result.verdict}\n")
     print(f"{table.origin(new_report(options, 'tune'))}\nsaved {path}")
     return int(not all(result.default_is_right for result in results))
 
 
 def step(options: Options) -> int:
     """What clipping adds to a fused AdamW step, and unscaling with clipping."""
-    report = new_report(options, "step")
-    report.rows += optimizer_step.measure(settings_of(options), 4.0 if options.quick else 15.0)
+    return ways(new_report(options, "step"), options, optimizer_step.measure(settings_of(options), seconds(options)))
+
+
+def monitor(options: Options) -> int:
+    """What a monitor adds to clipping, and statistics to norms."""
+    return ways(new_report(options, "monitor"), options, health.measure(settings_of(options), seconds(options)))
+
+
+def seconds(options: Options) -> float:
+    return 4.0 if options.quick else 15.0
+
+
+def ways(report: Report, options: Options, rows: Iterable[Row]) -> int:
+    """Rows of ways to do the same."""
+    report.rows += rows
     report.claims = bars.claims(report)
-    return finish(report, options, tables=True)
+    print(table.whole(report))
+    return finish(report, options)
 
 
 def results(options: Options) -> int:
     """All that the documents show: the claims, the step and the training, measured again, and the documents renewed."""
     folder, wrong = options.out or documents.RESULTS, 0
-    options.suite, options.dtype, options.workload, options.details = "claims", [], [], False
-    for name, command in {"claims": run, "step": step, "training": train, "adaptive": train}.items():
-        options.adaptive = name == "adaptive"
-        options.out = folder / f"{name}.json"
+    for name, command in MADE_BY.items():
+        one = parse(command.split(), **vars(options) | {"out": folder / f"{name}.json"})
         if not options.no_measuring:
-            wrong += command(options)
-        draw(Report.load(options.out), folder)
+            wrong += one.command(one)
+        draw(Report.load(one.out), folder)
     documents.renew(folder)
     return wrong
 
@@ -109,11 +127,11 @@ def gpu(options: Options) -> int:
     from benchmarks.gpu import command
     from benchmarks.gpu import table as gpu_table
 
-    device = command.served(torch.device(options.device))
+    options.device = command.served(torch.device(options.device))
     stages = [name for name in options.only or STAGES if name not in options.without]
     with progress_bar(bar_format="{desc} [{elapsed}]") as bar:
-        plan = command.plan(device, options.seed, options.memory, options.quick, bar.set_description)
-        report = command.run_all(plan, options.out, options.minutes, stages)
+        how = settings_of(options), options.quick, options.out, options.minutes, stages, bar.set_description
+        report = command.run_all(*how)
     print(f"{gpu_table.summary(report)}\n\n{table.claims(report)}\n\n{gpu_table.machine(report)}")
     print(f"\n{table.origin(report)}\nsaved {options.out / command.FILE}")
     draw(report, options.out)
@@ -150,7 +168,7 @@ def versus(options: Options) -> int:
     print(f"{versions.table(rows)}\n\n{versions.origin(sides)}")
     report = new_report(options, options.suite)
     report.versus = versions.as_json(sides, rows)
-    finish(report, options, origin=False)
+    save(report, options)
     return int(not all(row.holds for row in rows))
 
 
@@ -163,8 +181,9 @@ def plot(options: Options) -> int:
 def show(options: Options) -> int:
     """The tables of a result."""
     report = Report.load(options.file)
-    print_tables(report, options.details, options.claims)
-    print(f"\n{table.origin(report)}")
+    if not options.claims:
+        report.claims = []
+    print(f"{table.whole(report, options.details)}\n\n{table.origin(report)}")
     return 0
 
 
@@ -181,52 +200,39 @@ def progress_bar(**options: Any) -> Any:
 
 
 def measure_all(report: Report, options: Options, suite: Suite) -> None:
-    contenders = line_up(torch.device(options.device), options.compile)
-    by_name = {one.name: one for one in contenders}
-    if unknown := [name for name in options.contender if name not in by_name]:
+    by_name = {one.name: one for one in line_up(torch.device(options.device), options.compile)}
+    wanted = options.contender or list(by_name)
+    if unknown := [name for name in wanted if name not in by_name]:
         raise ValueError(f"no contender {', '.join(unknown)} here; there are {', '.join(by_name)}")
-    contenders = [by_name[name] for name in options.contender] or contenders
+    settings = settings_of(options, [by_name[name] for name in wanted])
     with progress_bar(unit="row", total=len(suite.cases)) as bar:
-        for row in run_suite(suite, settings_of(options, contenders), lambda case: bar.set_description(str(case))):
+        for row in run_suite(suite, settings, lambda case: bar.set_description(str(case))):
             report.rows.append(row)
-            for warning in warnings(row):
+            wrong = [one for one in row.contenders if one.failure]
+            failed = [f"not timed, failed the oracle: {one.contender}: {one.failure}" for one in wrong]
+            for warning in filter(None, [row.disturbance, *failed]):
                 bar.write(f"{table.label(row)}: {warning}", sys.stderr)
             bar.update()
     report.claims = bars.claims(report)
 
 
-def warnings(row: Row) -> list[str]:
-    wrong = [one for one in row.contenders if one.failure]
-    failed = [f"not timed, failed the oracle: {one.contender}: {one.failure}" for one in wrong]
-    return [*filter(None, [row.disturbance]), *failed]
-
-
-def train_all(report: Report, options: Options) -> None:
-    for name, steps in experiments.STEPS.items():
-        train_one(name, steps, report, options)
-
-
-def train_one(name: str, steps: int, report: Report, options: Options) -> None:
-    steps = steps // 4 if options.quick else steps
-    with progress_bar(unit="step", total=steps, desc=f"training {name}") as bar:
-        report.training[name] = experiments.run(name, options.seed, steps, bar.update)
-    print(f"\n{name.upper()}:\n\n{experiments.summary(report.training[name])}\n")
+def train_all(report: Report, options: Options, *names: str) -> None:
+    for name in names:
+        steps = experiments.STEPS[name] // (4 if options.quick else 1)
+        with progress_bar(unit="step", total=steps, desc=f"training {name}") as bar:
+            report.training[name] = experiments.run(name, options.seed, steps, bar.update)
+        print(f"\n{name.upper()}:\n\n{experiments.summary(name, report.training[name])}\n")
     if options.logdir:
         experiments.to_tensorboard(options.logdir, report.training)
 
 
-def print_tables(report: Report, details: bool, claims: bool = True) -> None:
-    print(table.details(report) if details else table.summary(report))
-    if claims and report.claims:
-        print(f"\n{table.claims(report)}")
+def finish(report: Report, options: Options) -> int:
+    """Where it was measured; save if asked; the exit status is 1 if fusedclip gave a wrong answer anywhere."""
+    print(f"\n{table.origin(report)}")
+    return save(report, options)
 
 
-def finish(report: Report, options: Options, tables: bool = False, origin: bool = True) -> int:
-    """What was measured and where; save if asked; the exit status is 1 if fusedclip gave a wrong answer anywhere."""
-    if tables:
-        print_tables(report, getattr(options, "details", False))
-    if origin:
-        print(f"\n{table.origin(report)}")
+def save(report: Report, options: Options) -> int:
     if options.out:
         report.save(options.out)
         print(f"saved {options.out}")
@@ -243,86 +249,84 @@ def draw(report: Report, folder: Path) -> None:
         print(*(f"drew {path}" for path in plots.draw_all(report, folder)), sep="\n")
 
 
-def option(help: str = "", **how: Any) -> dict[str, Any]:
-    return {"help": help or None, **how}
-
-
+DETAILS = "every contender, not only torch foreach and fusedclip"
 FLAG: dict[str, Any] = {"action": "store_true"}
 EACH: dict[str, Any] = {"action": "append", "default": []}
-FOLDER, FILE = {"type": Path, "metavar": "FOLDER"}, {"type": Path, "metavar": "FILE.json"}
-QUICK = option("fewer steps, a third of the time per row", **FLAG)
-SEED = option(type=int, default=0)
-DETAILS = option("every contender, not only torch foreach and fusedclip", **FLAG)
-DTYPE = option("only this one (default: the suite's own, tuning: all)", choices=DTYPES, **EACH)
-MEASURING = {
-    "--device": option("cpu or cuda", default="cpu"),
-    "--threads": option("CPU threads (default: torch's)", type=int),
-    "--seed": SEED,
-    "--out": option(f"keep the result (without a command: {RESULT})", **FILE),
-    "--quick": QUICK,
-    "--repeats": option("rounds per row at most", type=int, default=2000),
-    "--memory": option("GiB of gradients; larger models are cut to it", type=float, default=1.0),
-    "--compile": option("torch.compile takes part (compiles for about 30 s)", **FLAG),
-    "--contender": option("only these, by name", **EACH),
-    "--logdir": option("write the training curves for TensorBoard", **FOLDER),
-}
-# The options of its own that each command has; those of the first group have the measuring ones as well.
-MEASURE: dict[str, tuple[Callable[[Options], int], dict[str, Any]]] = {
-    "run": (run, {
-        "--suite": option(choices=SUITES, default="default"),
-        "--dtype": DTYPE,
-        "--workload": option("only these of the suite", choices=CATALOGUE, **EACH),
-        "--details": DETAILS,
-    }),
-    "train": (train, {"--adaptive": option("AutoClip, ZClip, AdaGC and SkipSpikes beside a fixed limit", **FLAG)}),
-    "tune": (tune, {"--dtype": DTYPE}),
-    "step": (step, {}),
-    "results": (results, {"--no-measuring": option("renew pictures and documents from what is there", **FLAG)}),
-    "versus": (versus, {
-        "old": option("the interpreter of an environment", type=Path, metavar="PYTHON_OLD"),
-        "new": option("that of another", type=Path, metavar="PYTHON_NEW"),
-        "--suite": option(choices=versions.ALL_SUITES, default="claims"),
-        "--workload": option("only these of the suite", **EACH),
-        "--seconds": option("per row, all processes together (default: by the suite)", type=float),
-        "--starts": option("the seconds are shared by so many fresh processes", type=int, default=3),
-    }),
-}  # fmt: skip
-OTHERS: dict[str, tuple[Callable[[Options], int], dict[str, Any]]] = {
-    "gpu": (gpu, {
-        "--out": option("for the JSON and the pictures", required=True, **FOLDER),
-        "--device": option("cuda, or cuda:N", default="cuda"),
-        "--seed": SEED,
-        "--quick": QUICK,
-        "--memory": option("GiB of gradients; takes about five times as much", type=float, default=2.0),
-        "--minutes": option("begin nothing after them, and end what hangs", type=float, default=9.0),
-        "--only": option("this stage", choices=STAGES, **EACH),
-        "--without": option("leave out this stage", choices=STAGES, **EACH),
-    }),
-    "distributed": (distributed, {
-        "--nproc": option("processes at most; 8 for the whole weak-scaling table", type=int, default=4),
-        "--seed": SEED,
-        "--quick": QUICK,
-        "--out": option("keep the result", **FILE),
-    }),
-    "status": (status, {"--results": option("look for results below it", default=sources.RESULTS, **FOLDER)}),
-    "compare": (compare_files, {"first": FILE, "second": FILE}),
-    "plot": (plot, {"file": FILE, "--out": option("default: beside the file", **FOLDER)}),
-    "table": (show, {"file": FILE, "--details": DETAILS, "--claims": option("and the project's bars", **FLAG)}),
-}  # fmt: skip
+FOLDER: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
+FILE: dict[str, Any] = {"type": Path, "metavar": "FILE.json"}
+
+
+def parse(arguments: Sequence[str] | None = None, **given: Any) -> Options:
+    return parser().parse_args(arguments, Options(**DEFAULTS | given))
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    commands = top.add_subparsers(title="commands", description="without one: train, then a short table")
+    shared: dict[str, Any] = {"add_help": False, "argument_default": argparse.SUPPRESS}
+    every = argparse.ArgumentParser(**shared)
+    every.add_argument("--seed", type=int)
+    every.add_argument("--quick", help="fewer steps, a third of the time per row", **FLAG)
+    measuring = argparse.ArgumentParser(**shared, parents=[every])
+    add = measuring.add_argument
+    add("--device", help="cpu or cuda")
+    add("--threads", help="CPU threads (default: torch's)", type=int)
+    add("--out", help=f"keep the result (without a command: {RESULT})", **FILE)
+    add("--repeats", help="rounds per row at most", type=int)
+    add("--memory", help="GiB of gradients; larger models are cut to it", type=float)
+    add("--compile", help="torch.compile takes part (compiles for about 30 s)", **FLAG)
+    add("--contender", help="only these, by name", action="append")
+    add("--logdir", help="write the training curves for TensorBoard", **FOLDER)
+
+    manual = "Measures fusedclip; benchmarks/README.md is the manual."
+    top = argparse.ArgumentParser("python -m benchmarks", description=manual, parents=[measuring])
     top.set_defaults(command=everything)
-    for name, how in MEASURING.items():
-        top.add_argument(name, **how)
-    # A command's own defaults would overwrite what stands before the command: these have none.
-    inherited = {name: {**how, "default": argparse.SUPPRESS} for name, how in MEASURING.items()}
-    for name, (command, own) in (MEASURE | OTHERS).items():
-        made = commands.add_parser(name, help=command.__doc__)
-        made.set_defaults(command=command)
-        for argument, how in ({**inherited, **own} if name in MEASURE else own).items():
-            shared = argument in MEASURING and how is MEASURING[argument]
-            made.add_argument(argument, **(inherited[argument] if shared else how))
+    commands = top.add_subparsers(title="commands", description="without one: train, then a short table")
+
+    def command(name: str, function: Callable[[Options], int], *parents: argparse.ArgumentParser) -> Any:
+        """The function that adds options of its own."""
+        made = commands.add_parser(name, help=function.__doc__, parents=parents)
+        made.set_defaults(command=function)
+        return made.add_argument
+
+    add = command("run", run, measuring)
+    add("--suite", choices=SUITES, default="default")
+    add("--dtype", help="only this one (default: the suite's own)", choices=DTYPES, **EACH)
+    add("--workload", help="only these of the suite", choices=CATALOGUE, **EACH)
+    add("--details", help=DETAILS, **FLAG)
+    add = command("train", train, measuring)
+    add("--adaptive", help="AutoClip, ZClip, AdaGC and SkipSpikes beside a fixed limit", **FLAG)
+    add = command("tune", tune, measuring)
+    add("--dtype", help="only this one (default: all)", choices=DTYPES, **EACH)
+    command("step", step, measuring)
+    command("monitor", monitor, measuring)
+    add = command("results", results, measuring)
+    add("--no-measuring", help="renew pictures and documents from what is there", **FLAG)
+    add = command("versus", versus, measuring)
+    add("old", help="the interpreter of an environment", type=Path, metavar="PYTHON_OLD")
+    add("new", help="that of another", type=Path, metavar="PYTHON_NEW")
+    add("--suite", choices=versions.ALL_SUITES, default="claims")
+    add("--workload", help="only these of the suite", **EACH)
+    add("--seconds", help="per row, all processes together (default: by the suite)", type=float)
+    add("--starts", help="the seconds are shared by so many fresh processes", type=int, default=3)
+    add = command("gpu", gpu, every)
+    add("--out", help="for the JSON and the pictures", required=True, **FOLDER)
+    add("--device", help="cuda, or cuda:N", default="cuda")
+    add("--memory", help="GiB of gradients; takes about five times as much", type=float, default=2.0)
+    add("--minutes", help="begin nothing after them, and end what hangs", type=float, default=9.0)
+    add("--only", help="this stage", choices=STAGES, **EACH)
+    add("--without", help="leave out this stage", choices=STAGES, **EACH)
+    add = command("distributed", distributed, every)
+    add("--nproc", help="processes at most; 8 for the whole weak-scaling table", type=int, default=4)
+    add("--out", help="keep the result", **FILE)
+    add = command("status", status)
+    add("--results", help="look for results below it", default=sources.RESULTS, **FOLDER)
+    add = command("compare", compare_files)
+    add("first", **FILE)
+    add("second", **FILE)
+    add = command("plot", plot)
+    add("file", **FILE)
+    add("--out", help="default: beside the file", **FOLDER)
+    add = command("table", show)
+    add("file", **FILE)
+    add("--details", help=DETAILS, **FLAG)
+    add("--claims", help="and the project's bars", **FLAG)
     return top

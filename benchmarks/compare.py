@@ -1,7 +1,7 @@
 """Two reports row by row: what became faster or slower beyond the noise of its own samples."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from math import isnan
 
 from benchmarks.contenders import TORCH_FOREACH
 from benchmarks.results import Measurement, Report, Row
@@ -12,63 +12,45 @@ TOLERANCE = 0.1
 SAME = ("device", "threads", "versions", "commit")
 
 
-@dataclass(frozen=True)
-class Change:
-    """One contender of one row in both reports; times are multiplied by `ratio` from the first to the second.
-
-    `floor` is the same for the row's read floor, `foreach` for torch's foreach path.
-    """
-
-    row: Row
-    before: Measurement
-    after: Measurement
-    ratio: float
-    floor: float
-    foreach: float
-
-    @property
-    def verdict(self) -> str:
-        one, other = self.before, self.after
-        apart = (one.p80_us or 0) < (other.p20_us or 0) or (other.p80_us or 0) < (one.p20_us or 0)
-        if not apart or abs(self.ratio - 1) <= TOLERANCE:
-            return "within noise"
-        # A slower memory shows in the floor, a slower processor in torch's time; what moved between the two followed.
-        slow, fast = max(1.0, self.floor, self.foreach), min(1.0, self.floor, self.foreach)
-        if fast * (1 - TOLERANCE) <= self.ratio <= slow * (1 + TOLERANCE):
-            return "moved with the machine"
-        return "faster" if self.ratio < fast else "slower"
+def compare(first: Report, second: Report) -> str:
+    header = ["gradients, contender", "before", "after", "after / before", "floor", "torch foreach", "verdict"]
+    lines = [line(*pair) for pair in in_both(first, second) if not isnan(growth(*pair[2:]))]
+    return "\n".join([markdown(header, lines), "", *notes(first, second)]).strip()
 
 
-def changes(first: Report, second: Report) -> Iterator[Change]:
-    """All pairs that were timed in both reports."""
-    for old, new, before, after in in_both(first, second):
-        if before.p50_us and after.p50_us:
-            floor = (new.floor.p20_us or 1.0) / (old.floor.p20_us or 1.0)  # medians are disturbed more easily
-            itself = after.contender == TORCH_FOREACH
-            foreach = 1.0 if itself else growth(old.find(TORCH_FOREACH), new.find(TORCH_FOREACH))
-            yield Change(new, before, after, growth(before, after), floor, foreach)
+def line(old: Row, new: Row, before: Measurement, after: Measurement) -> list[str]:
+    """One contender of one row in both reports, beside what became of the row's floor and of torch's foreach path."""
+    foreach = growth(old.find(TORCH_FOREACH), new.find(TORCH_FOREACH))
+    if after.contender == TORCH_FOREACH or isnan(foreach):
+        foreach = 1.0
+    # Of the floor the p20: medians are disturbed more easily.
+    ratios = growth(before, after), new.floor.p20_us / old.floor.p20_us, foreach
+    times = [duration(one.p50_us) for one in (before, after)]
+    name = f"{label(new)}, {after.contender}"
+    return [name, *times, *(f"{ratio:.2f}" for ratio in ratios), verdict(before, after, *ratios)]
 
 
-def growth(old: Measurement | None, new: Measurement | None) -> float:
-    return new.p50_us / old.p50_us if old and new and old.p50_us and new.p50_us else 1.0
+def verdict(before: Measurement, after: Measurement, ratio: float, floor: float, foreach: float) -> str:
+    apart = before.p80_us < after.p20_us or after.p80_us < before.p20_us
+    if not apart or abs(ratio - 1) <= TOLERANCE:
+        return "within noise"
+    # A slower memory shows in the floor, a slower processor in torch's time; what moved between the two followed.
+    slow, fast = max(1.0, floor, foreach), min(1.0, floor, foreach)
+    if fast * (1 - TOLERANCE) <= ratio <= slow * (1 + TOLERANCE):
+        return "moved with the machine"
+    return "faster" if ratio < fast else "slower"
+
+
+def growth(before: Measurement, after: Measurement) -> float:
+    return after.p50_us / before.p50_us
 
 
 def in_both(first: Report, second: Report) -> Iterator[tuple[Row, Row, Measurement, Measurement]]:
     rows = {row.key: row for row in first.rows}
     for new in second.rows:
-        for after in new.contenders:
-            if (old := rows.get(new.key)) and (before := old.find(after.contender)):
-                yield old, new, before, after
-
-
-def compare(first: Report, second: Report) -> str:
-    header = ["gradients, contender", "before", "after", "after / before", "floor", "torch foreach", "verdict"]
-    lines = []
-    for one in changes(first, second):
-        times = [duration(time.p50_us) for time in (one.before, one.after)]
-        ratios = [f"{ratio:.2f}" for ratio in (one.ratio, one.floor, one.foreach)]
-        lines.append([f"{label(one.row)}, {one.after.contender}", *times, *ratios, one.verdict])
-    return "\n".join([markdown(header, lines), "", *notes(first, second)]).strip()
+        if old := rows.get(new.key):
+            names = {one.contender for one in old.contenders}
+            yield from ((old, new, old.find(one.contender), one) for one in new.contenders if one.contender in names)
 
 
 def notes(first: Report, second: Report) -> Iterator[str]:

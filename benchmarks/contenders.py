@@ -1,11 +1,12 @@
 """Who takes part, and the one place to add someone: a function that makes a Contender, and its name in `line_up`."""
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -18,8 +19,6 @@ from benchmarks.operations import Operation
 Call = Callable[[Sequence[Parameter], float], Tensor | None]
 TORCH_FOREACH = "torch foreach"
 OURS = "fusedclip"
-# The order in which a device's engine is looked for when one has to stand for fusedclip.
-ENGINES = ("cuda", "triton", "cpu", "reference")
 # apex's and TransformerEngine's compiled modules: they take part where they can be imported.
 PEERS = {"apex": "amp_C", "TransformerEngine": "transformer_engine_torch"}
 PEERS_CHUNK = 65536  # elements per block, both libraries' default
@@ -58,27 +57,24 @@ def line_up(device: torch.device, compiled: bool = False) -> list[Contender]:
 
 def engines_for(device: torch.device) -> list[str]:
     """fusedclip's engines for this device, the preferred one first."""
-    elsewhere = {"cpu": ("cuda", "triton"), "cuda": ("cpu",)}.get(device.type, ())
-    available = [engine for engine in fusedclip.backends.available() if engine not in elsewhere]
-    return sorted(available, key=ENGINES.index)
+    elsewhere = ("cuda", "triton") if device.type == "cpu" else ("cpu",)
+    return [engine for engine in fusedclip.backends.available() if engine not in elsewhere]
 
 
 def torch_contender(name: str, foreach: bool) -> Contender:
     clip = partial(torch_clip.clip_grad_norm_, foreach=foreach)
     value = partial(torch_clip.clip_grad_value_, foreach=foreach)
 
-    # torch has no public function for this; these are the two ways that people write.
-    def norms(parameters: Sequence[Parameter], limit: float) -> Tensor:
-        gradients = gradients_of(parameters)
-        return torch.stack(torch._foreach_norm(gradients) if foreach else [*map(torch.linalg.vector_norm, gradients)])
+    norm = of_gradients(partial(torch_clip.get_total_norm, foreach=foreach))
 
-    def norm(parameters: Sequence[Parameter], limit: float) -> Tensor:
-        return torch_clip.get_total_norm(gradients_of(parameters), foreach=foreach)
+    # torch has no public function for this; these are the two ways that people write.
+    def norms(gradients: list[Tensor]) -> Tensor:
+        return torch.stack(torch._foreach_norm(gradients) if foreach else [*map(torch.linalg.vector_norm, gradients)])
 
     # It reads for the norm, then reads and writes for the multiplication, which it never skips; its foreach clamp is
     # two passes of both, its loop one.
-    calls, passes = (clip, clip, value, norms, norm), (3, 3, 4 if foreach else 2, 1, 1)
-    return Contender(name, by_operation(*calls), by_operation(*passes))
+    calls = by_operation(clip, clip, value, of_gradients(norms), norm)
+    return Contender(name, calls, by_operation(3, 3, 4 if foreach else 2, 1, 1))
 
 
 def torch_compiled() -> Contender:
@@ -90,13 +86,7 @@ def torch_compiled() -> Contender:
 def fusedclip_contender(engine: str, forced: bool = True) -> Contender:
     """One of the engines; not `forced` where it is the one that a user gets, who does not pay for being asked."""
     clip, value = fusedclip.clip_grad_norm_, fusedclip.clip_grad_value_
-
-    def norms(parameters: Sequence[Parameter], limit: float) -> Tensor:
-        return fusedclip.get_per_tensor_norms(gradients_of(parameters))
-
-    def norm(parameters: Sequence[Parameter], limit: float) -> Tensor:
-        return fusedclip.get_total_norm(gradients_of(parameters))
-
+    norms, norm = map(of_gradients, (fusedclip.get_per_tensor_norms, fusedclip.get_total_norm))
     passes = {} if engine == "reference" else by_operation(1, 3, 2, 1, 1)
     calls = by_operation(clip, clip, value, norms, norm)
     context = partial(fusedclip.backends.use, engine) if forced else nullcontext
@@ -105,17 +95,7 @@ def fusedclip_contender(engine: str, forced: bool = True) -> Contender:
 
 def in_two_launches() -> Contender:
     """The CUDA engine where it would keep on the chip what fits."""
-
-    @contextmanager
-    def form() -> Iterator[None]:
-        cuda, before = fusedclip.backends.cuda, fusedclip.backends.cuda.form
-        cuda.form = "two launches"
-        try:
-            yield
-        finally:
-            cuda.form = before
-
-    clip = fusedclip.clip_grad_norm_
+    clip, form = fusedclip.clip_grad_norm_, partial(mock.patch.object, fusedclip.backends.cuda, "form", "two launches")
     return Contender(f"{OURS} cuda, two launches", by_operation(clip, clip), by_operation(1, 3), form)
 
 
@@ -148,14 +128,19 @@ def multi_tensor(name: str, kernels: Any) -> Contender:
             run(scale or kernels.multi_tensor_scale, [group, group], coefficient if scale else float(coefficient))
         return total
 
-    calls = {Operation.NOT_CLIPPED: clip, Operation.CLIPPED: clip, Operation.NORM: norm}
-    return Contender(name, calls, {Operation.NOT_CLIPPED: 3, Operation.CLIPPED: 3, Operation.NORM: 1})
+    passes = {Operation.NOT_CLIPPED: 3, Operation.CLIPPED: 3, Operation.NORM: 1}
+    return Contender(name, {one: norm if one is Operation.NORM else clip for one in passes}, passes)
 
 
 def by_dtype(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
     """The peers' kernels take the first tensor's dtype for that of all."""
     dtypes = dict.fromkeys(gradient.dtype for gradient in gradients)
     return [[gradient for gradient in gradients if gradient.dtype == dtype] for dtype in dtypes]
+
+
+def of_gradients(function: Callable[..., Tensor]) -> Call:
+    """A call of a function that takes gradients, and no limit."""
+    return lambda parameters, limit: function(gradients_of(parameters))
 
 
 def gradients_of(parameters: Sequence[Parameter]) -> list[Tensor]:

@@ -8,7 +8,7 @@ from benchmarks.environment import ROOT
 from benchmarks.results import Report
 
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
-DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "monitor.md")
 # Workload, dtype and operation of the README's rows.
 SPEED = (
     ("gpt2", "float32", "not clipped"),
@@ -22,7 +22,8 @@ SPEED = (
 
 def tables(results: Path) -> dict[str, str]:
     """By the name in the comment, what belongs there."""
-    claims, step, training = (Report.load(results / f"{name}.json") for name in ("claims", "step", "training"))
+    names = "claims", "step", "monitor", "training"
+    claims, step, monitor, training = (Report.load(results / f"{name}.json") for name in names)
     rows = {row.key[:3]: row for row in claims.rows}
     torchs, ours = (f"{run['clip_share']:.2%}" for run in training.training["gpt"]["runs"])
     apart = training.training["gpt"]["largest_difference"]
@@ -33,6 +34,7 @@ def tables(results: Path) -> dict[str, str]:
             f"took {torchs} of a step with torch, {ours} with fusedclip, the loss curves at most {apart:.0e} apart."
         ),
         "claims": f"{table.summary(claims)}\n\n{table.claims(claims)}\n\n{table.origin(claims)}",
+        "monitor": f"{table.summary(monitor)}\n\n{table.origin(monitor)}",
         "step": f"{table.summary(step)}\n\n{table.claims(step)}\n\n{table.origin(step)}",
     }
 

@@ -21,25 +21,24 @@ def dtypes_of(name: str) -> tuple[torch.dtype, ...]:
 
 
 class Gradients:
-    """Parameters whose gradients are allocations of their own, as autograd makes them, and a flat copy of those.
+    """Parameters whose gradients are allocations of their own, as autograd makes them, and their first values.
 
-    The copy is one stretch of memory, `memory`, with the elements of each dtype one after another in `flats`.
+    Those lie in one stretch of memory, `memory` (bytes), the elements of each dtype one after another.
     """
 
     def __init__(self, workload: Workload, dtypes: Sequence[torch.dtype], device: torch.device, seed: int) -> None:
-        owners = [dtypes[i % len(dtypes)] for i in range(workload.tensors)]
-        self.sizes = [math.prod(shape) for shape in workload.shapes]
-        of_dtype = [[n for n, own in zip(self.sizes, owners, strict=True) if own == dtype] for dtype in dtypes]
-        counts = [sum(sizes) for sizes in of_dtype]
-        self.memory, self.flats = flat_memory(dtypes, counts, device)
-        self._now = flat_memory(dtypes, counts, device)[1]
-        for flat in self.flats:
+        sizes = [math.prod(shape) for shape in workload.shapes]
+        of_dtype = [sizes[i :: len(dtypes)] for i in range(len(dtypes))]
+        nbytes = [sum(own) * dtype.itemsize for own, dtype in zip(of_dtype, dtypes, strict=True)]
+        self.memory = torch.empty(sum(nbytes), dtype=torch.uint8, device=device)
+        flats = [part.view(dtype) for part, dtype in zip(torch.split(self.memory, nbytes), dtypes, strict=True)]
+        for flat in flats:
             fill(flat, seed)
-        pieces = [iter(torch.split(flat, sizes)) for flat, sizes in zip(self.flats, of_dtype, strict=True)]
-        self._saved = [next(pieces[i % len(dtypes)]).view(shape) for i, shape in enumerate(workload.shapes)]
+        pieces = [iter(torch.split(flat, own)) for flat, own in zip(flats, of_dtype, strict=True)]
+        self.saved = [next(pieces[i % len(dtypes)]).view(shape) for i, shape in enumerate(workload.shapes)]
         # The parameters' own values are never touched, so on the CPU they take no memory.
-        self.parameters = [Parameter(torch.empty_like(saved)) for saved in self._saved]
-        for parameter, saved in zip(self.parameters, self._saved, strict=True):
+        self.parameters = [Parameter(torch.empty_like(saved)) for saved in self.saved]
+        for parameter, saved in zip(self.parameters, self.saved, strict=True):
             parameter.grad = saved.clone()
 
     @property
@@ -53,22 +52,7 @@ class Gradients:
     @torch.no_grad()
     def restore(self) -> None:
         """Give the gradients their first values again."""
-        torch._foreach_copy_(self.tensors, self._saved)
-
-    def now(self) -> list[Tensor]:
-        """The gradients as they are now, in the order of `flats`; the next call writes over the answer."""
-        for out in self._now:
-            torch.cat([gradient.flatten() for gradient in self.tensors if gradient.dtype == out.dtype], out=out)
-        return self._now
-
-
-def flat_memory(
-    dtypes: Sequence[torch.dtype], counts: Sequence[int], device: torch.device
-) -> tuple[Tensor, list[Tensor]]:
-    """One stretch of memory as bytes, and one after another in it the elements of each dtype."""
-    parts = [count * dtype.itemsize for count, dtype in zip(counts, dtypes, strict=True)]
-    memory = torch.empty(sum(parts), dtype=torch.uint8, device=device)
-    return memory, [part.view(dtype) for part, dtype in zip(torch.split(memory, parts), dtypes, strict=True)]
+        torch._foreach_copy_(self.tensors, self.saved)
 
 
 def fill(flat: Tensor, seed: int) -> None:

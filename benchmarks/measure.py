@@ -1,9 +1,10 @@
 """From a case to a row: fill the workload, let the oracle judge, time what passed beside the read floor."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
+from math import nan
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from benchmarks.gradients import Gradients, dtypes_of
 from benchmarks.operations import Operation
 from benchmarks.results import Measurement, Row
 from benchmarks.suites import Case, Suite
-from benchmarks.timing import Budget, Entry, Times, flusher, quantiles_us, take_turns
+from benchmarks.timing import Budget, Entry, Times, flusher, nothing, quantiles_us, take_turns
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Subject:
         """`dtype` is a name of torch's, or "mixed"."""
         workload = workloads.load(name, max(one.itemsize for one in dtypes_of(dtype)), settings.memory)
         gradients = Gradients(workload, dtypes_of(dtype), settings.device, settings.seed)
-        return cls(workload, gradients, oracle.Oracle.of(gradients.flats, gradients.sizes))
+        return cls(workload, gradients, oracle.Oracle.of(gradients.saved))
 
 
 def run_suite(suite: Suite, settings: Settings, progress: Callable[[Case], object]) -> Iterator[Row]:
@@ -61,12 +62,9 @@ def measure(case: Case, subject: Subject, settings: Settings, suite: Suite) -> R
     entries = [entry(one, operation, subject) for one in taking_part if not verdicts[one.name].failure]
     row = row_of(case.dtype, operation.value, subject.workload, subject.gradients, settings)
     row.floor, timed = time_beside_floor(entries, subject.gradients, settings, suite.seconds_per_row)
-    foreach = timed[TORCH_FOREACH].p50_us if TORCH_FOREACH in timed else None
-    for name, verdict in verdicts.items():
-        one = timed.get(name) or Measurement(name)
-        one.failure, one.norm_error, one.ulp_error = verdict.failure, verdict.norm_error, verdict.ulp_error
-        one.ratio_to_foreach = foreach / one.p50_us if foreach and one.p50_us else None
-        row.contenders.append(one)
+    row.contenders = [replace(timed.get(name) or Measurement(name), **asdict(one)) for name, one in verdicts.items()]
+    for one in row.contenders:
+        one.ratio_to_foreach = row.find(TORCH_FOREACH).p50_us / one.p50_us
     return row
 
 
@@ -77,9 +75,9 @@ def judge(contender: Contender, operation: Operation, subject: Subject) -> oracl
     try:
         with contender.context():
             result = contender.calls[operation](gradients.parameters, limit)
-        return subject.right.judge(operation, limit, result, gradients.now(), contender.ours)
+        return subject.right.judge(operation, limit, result, gradients.tensors, contender.ours)
     except Exception as problem:  # whatever a contender raises belongs into its row, the others go on
-        return oracle.Verdict(float("nan"), float("nan"), f"{type(problem).__name__}: {problem}")
+        return oracle.Verdict(failure=f"{type(problem).__name__}: {problem}")
     finally:
         gradients.restore()
 
@@ -87,8 +85,8 @@ def judge(contender: Contender, operation: Operation, subject: Subject) -> oracl
 def entry(contender: Contender, operation: Operation, subject: Subject) -> Entry:
     gradients, limit = subject.gradients, operation.limit(subject.right.norm)
     call = partial(contender.calls[operation], gradients.parameters, limit)
-    before = gradients.restore if operation.writes else lambda: None
-    return Entry(contender.name, call, before, contender.context, contender.passes.get(operation))
+    before = gradients.restore if operation.writes else nothing
+    return Entry(contender.name, call, before, contender.context, contender.passes.get(operation, nan))
 
 
 def time_beside_floor(
@@ -100,9 +98,9 @@ def time_beside_floor(
     budget = Budget(seconds, most=settings.most_rounds)
     samples = take_turns([*floors, *entries], device, budget, settings.seed, flusher(device, nbytes))
     measured = {one.name: measurement(one, samples[one.name], nbytes) for one in [*floors, *entries]}
-    floor = min((measured.pop(one.name) for one in floors), key=lambda one: one.device_us or 0.0)
+    floor = min((measured.pop(one.name) for one in floors), key=lambda one: one.device_us)
     for one in measured.values():
-        one.floor_fraction = floor.device_us / one.device_us if floor.device_us and one.device_us else None
+        one.floor_fraction = floor.device_us / one.device_us
     return floor, measured
 
 
@@ -121,10 +119,9 @@ def measurement(entry: Entry, samples: Sequence[Times], nbytes: int) -> Measurem
     result = Measurement(entry.name, samples=len(samples))
     result.p20_us, result.p50_us, result.p80_us = quantiles_us(one.wall for one in samples)
     result.host_us = quantiles_us(one.host for one in samples)[1]
-    result.device_us = device_us = quantiles_us(one.device for one in samples)[1]
-    if entry.passes is not None:
-        result.bytes_moved = entry.passes * nbytes
-        result.gb_per_s = result.bytes_moved / device_us / 1e3
+    result.device_us = quantiles_us(one.device for one in samples)[1]
+    result.bytes_moved = entry.passes * nbytes
+    result.gb_per_s = result.bytes_moved / result.device_us / 1e3
     return result
 
 

@@ -93,7 +93,7 @@ def entries(case: Case, device: torch.device, seed: int) -> list[Entry]:
         listed[middle] = odd.instead(gradients.tensors[middle])
         alone = [listed[middle]] if listed[middle].grad is not None else []
     listed += plain[: odd.twice]
-    norm = torch.linalg.vector_norm(gradients.flats[0])
+    norm = torch.nn.utils.get_total_norm(gradients.tensors)
 
     def restore() -> None:
         gradients.restore()

@@ -1,8 +1,8 @@
 """What a run leaves behind: one JSON file, from which tables, plots and comparisons are made."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,27 @@ SCHEMA = 2
 
 @dataclass
 class Measurement:
-    """One contender in one row; times are None where its output failed the oracle and it was not timed."""
+    """One contender in one row. What is not known is NaN, which passes no comparison, and null in the file: the times
+    where its output failed the oracle and it was not timed.
+    """
 
     contender: str
     failure: str = ""
-    norm_error: float | None = None
-    ulp_error: float | None = None
+    norm_error: float = nan
+    ulp_error: float = nan
     samples: int = 0
-    p20_us: float | None = None
-    p50_us: float | None = None
-    p80_us: float | None = None
-    host_us: float | None = None
+    p20_us: float = nan
+    p50_us: float = nan
+    p80_us: float = nan
+    host_us: float = nan
     """Until the call returned; on the CPU the same as the wall time."""
-    device_us: float | None = None
+    device_us: float = nan
     """Of the device's work alone, the host running ahead; on the CPU the same as the wall time."""
-    bytes_moved: int | None = None
-    gb_per_s: float | None = None
-    floor_fraction: float | None = None
+    bytes_moved: float = nan
+    gb_per_s: float = nan
+    floor_fraction: float = nan
     """Time of reading the gradients' bytes once, over the time of the call; the device's times, as GB/s are."""
-    ratio_to_foreach: float | None = None
+    ratio_to_foreach: float = nan
     """torch foreach's median wall time over this one's: above 1 is faster than torch."""
 
     @property
@@ -65,20 +67,20 @@ class Row:
 
     @property
     def is_step(self) -> bool:
-        """Whether its ways are of an optimizer's step, the first the base of the others, and not of the operations."""
-        return self.operation.startswith(("step", "unscale"))
+        """Whether its contenders are ways of doing more than one operation, the first the base of the others."""
+        return self.operation.startswith(("step", "unscale", "monitor", "statistics"))
 
     @property
     def disturbance(self) -> str:
         """A warning if something else was using the machine: on an idle one a plain sum takes much the same time."""
         low, high = self.floor.p20_us, self.floor.p80_us
         # Sums of a few microseconds scatter more than this by themselves.
-        if low is None or high is None or self.bytes < 1 << 18 or high < 2 * low:
-            return ""
-        return f"the machine was busy: a plain sum took {low:,.0f} us (p20) to {high:,.0f} us (p80)"
+        busy = high >= 2 * low and self.bytes >= 1 << 18
+        return f"the machine was busy: a plain sum took {low:,.0f} us (p20) to {high:,.0f} us (p80)" if busy else ""
 
-    def find(self, contender: str) -> Measurement | None:
-        return next((one for one in self.contenders if one.contender == contender), None)
+    def find(self, contender: str) -> Measurement:
+        """Of one that takes no part nothing is known."""
+        return next((one for one in self.contenders if one.contender == contender), Measurement(contender))
 
     @property
     def ours(self) -> Measurement | None:
@@ -136,16 +138,17 @@ class Report:
 
     @classmethod
     def load(cls, path: Path) -> "Report":
-        """A claim whose value was no finite number gets NaN, which holds nothing."""
         content = json.loads(path.read_text())
         if (schema := content.pop("schema", None)) != SCHEMA:
             raise ValueError(f"{path}: schema {schema!r}, this version reads {SCHEMA}; measure again")
         parts = {name: content.pop(name) for name in ("suite", "seed", "training", "gpu", "versus")}
-        for row in (rows := content.pop("rows")):
-            row["floor"] = Measurement(**row["floor"])
-            row["contenders"] = [Measurement(**one) for one in row["contenders"]]
-        for claim in (claims := content.pop("claims")):
-            del claim["holds"]
-            claim["value"] = math.nan if claim["value"] is None else claim["value"]
-        rows, claims = [Row(**row) for row in rows], [Claim(**claim) for claim in claims]
+        rows = [Row(**row) for row in content.pop("rows")]
+        for row in rows:
+            row.floor, *row.contenders = (Measurement(**_known(one)) for one in [row.floor, *row.contenders])
+        claims = [Claim(**_known(claim)) for claim in content.pop("claims")]
         return cls(environment=content, rows=rows, claims=claims, **parts)
+
+
+def _known(numbers: Any) -> dict[str, Any]:
+    """Of a measurement or a claim as it is in the file; whether a claim holds follows from the rest."""
+    return {name: nan if value is None else value for name, value in numbers.items() if name != "holds"}

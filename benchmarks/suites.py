@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 
 from benchmarks.gradients import MIXED
 from benchmarks.operations import Operation
@@ -35,6 +35,10 @@ class Suite:
     without: tuple[str, ...] = ()
 
 
+def suite(seconds_per_row: float, *parts: tuple[Case, ...], without: tuple[str, ...] = ()) -> Suite:
+    return Suite(tuple(chain(*parts)), seconds_per_row, without)
+
+
 def cases(workloads: Iterable[str], dtypes: Iterable[str], operations: Iterable[Operation] = BOTH) -> tuple[Case, ...]:
     return tuple(Case(*one) for one in product(workloads, dtypes, operations))
 
@@ -47,58 +51,50 @@ OTHER = (Operation.VALUE, Operation.PER_TENSOR_NORMS)
 SLOW = ("torch loop", "fusedclip reference")
 
 SUITES: dict[str, Suite] = {
-    "quick": Suite(
-        (
-            *cases(["gpt2"], [FP32, BF16]),
-            *cases(["gpt2"], [FP16], [Operation.NOT_CLIPPED]),
-            *cases(["resnet50"], [FP32]),
-            *cases(["lora-8b"], [BF16]),
-            *cases(["1000x256", "300x4096"], [FP32], [Operation.NOT_CLIPPED]),
-            *cases(["5000x64"], [FP32], [Operation.CLIPPED]),
-        ),
-        seconds_per_row=2.0,
+    "quick": suite(
+        2.0,
+        cases(["gpt2"], [FP32, BF16]),
+        cases(["gpt2"], [FP16], [Operation.NOT_CLIPPED]),
+        cases(["resnet50"], [FP32]),
+        cases(["lora-8b"], [BF16]),
+        cases(["1000x256", "300x4096"], [FP32], [Operation.NOT_CLIPPED]),
+        cases(["5000x64"], [FP32], [Operation.CLIPPED]),
         without=SLOW,
     ),
-    "default": Suite(
-        (
-            *cases(["gpt2"], DTYPES),
-            *cases(["llama3-8b-shard", "moe-128-shard", "lora-8b"], [BF16]),
-            *cases(["resnet50", "vit-b16", "2000x1024"], [FP32]),
-            *cases(["gpt2", "2000x1024"], [FP32], OTHER),
-        ),
-        seconds_per_row=6.0,
+    "default": suite(
+        6.0,
+        cases(["gpt2"], DTYPES),
+        cases(["llama3-8b-shard", "moe-128-shard", "lora-8b"], [BF16]),
+        cases(["resnet50", "vit-b16", "2000x1024"], [FP32]),
+        cases(["gpt2", "2000x1024"], [FP32], OTHER),
     ),
-    "claims": Suite(
-        (
-            *cases(["gpt2"], DTYPES),
-            *cases(["1000x256", "300x4096"], [FP32], [Operation.NOT_CLIPPED]),
-            *cases(["5000x64"], [FP32], [Operation.CLIPPED]),
-            *cases(["one-2^24", "one-2^26"], [FP32], [Operation.NOT_CLIPPED]),
-            *host(elements=8),
-        ),
-        seconds_per_row=6.0,
+    "claims": suite(
+        6.0,
+        cases(["gpt2"], DTYPES),
+        cases(["1000x256", "300x4096"], [FP32], [Operation.NOT_CLIPPED]),
+        cases(["5000x64"], [FP32], [Operation.CLIPPED]),
+        cases(["one-2^24", "one-2^26"], [FP32], [Operation.NOT_CLIPPED]),
+        host(elements=8),
         without=SLOW,
     ),
-    "gpu": Suite(
-        (
-            *cases(["gpt2-xl", "llama3-8b-shard"], [FP32, BF16], [Operation.NORM, *BOTH]),
-            *cases(["moe-128-shard", "lora-8b", "resnet50", "vit-b16"], [FP32, BF16]),
-            *cases(["gpt2"], [FP32, FP16]),
-            *cases(["gpt2-xl"], [BF16], OTHER),
-            *cases([f"100x{size}" for size in SMALL_LISTS], [FP32], [Operation.CLIPPED]),
-            *cases(["2000x1024"], [FP32]),
-            *cases(["500x450000"], [MIXED], [Operation.CLIPPED]),
-            *cases(["one-1.536e9"], [BF16]),
-            *host(elements=8),
-        ),
-        seconds_per_row=1.2,
+    "gpu": suite(
+        1.2,
+        cases(["gpt2-xl", "llama3-8b-shard"], [FP32, BF16], [Operation.NORM, *BOTH]),
+        cases(["moe-128-shard", "lora-8b", "resnet50", "vit-b16"], [FP32, BF16]),
+        cases(["gpt2"], [FP32, FP16]),
+        cases(["gpt2-xl"], [BF16], OTHER),
+        cases([f"100x{size}" for size in SMALL_LISTS], [FP32], [Operation.CLIPPED]),
+        cases(["2000x1024"], [FP32]),
+        cases(["500x450000"], [MIXED], [Operation.CLIPPED]),
+        cases(["one-1.536e9"], [BF16]),
+        host(elements=8),
         without=SLOW,
     ),
     # With torch's loop, whose launches a stream can't queue for more tensors, and with torch.compile, which takes half
     # a minute for each list of shapes.
-    "gpu-everyone": Suite(cases(["gpt2"], [BF16]), seconds_per_row=2.4, without=("fusedclip reference",)),
-    "host": Suite((*host(elements=8), *host(elements=256)), seconds_per_row=3.0),
-    "models": Suite(cases([*MODELS, "2000x1024"], DTYPES), seconds_per_row=6.0, without=("fusedclip reference",)),
+    "gpu-everyone": suite(2.4, cases(["gpt2"], [BF16]), without=("fusedclip reference",)),
+    "host": suite(3.0, host(elements=8), host(elements=256)),
+    "models": suite(6.0, cases([*MODELS, "2000x1024"], DTYPES), without=("fusedclip reference",)),
 }
 
 

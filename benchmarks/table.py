@@ -1,6 +1,7 @@
 """Tables in Markdown that also read well in a terminal, made from a report only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from math import isnan
 
 from benchmarks.contenders import TORCH_FOREACH
 from benchmarks.results import Measurement, Report, Row
@@ -19,19 +20,16 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"|{'|'.join(line)}|" for line in [head, rule, *lines])
 
 
-def duration(us: float | None) -> str:
-    if us is None:
-        return MISSING
-    if us < 1e3:
-        return f"{us:.1f} us"
-    return f"{us / 1e3:.2f} ms" if us < 1e6 else f"{us / 1e6:.2f} s"
+def duration(us: float) -> str:
+    divisor, form, unit = (1, ".1f", " us") if us < 1e3 else (1e3, ".2f", " ms") if us < 1e6 else (1e6, ".2f", " s")
+    return short(us / divisor, form, unit)
 
 
-def short(value: float | None, form: str, unit: str = "") -> str:
-    return MISSING if value is None else f"{value:{form}}{unit}"
+def short(value: float, form: str, unit: str = "") -> str:
+    return MISSING if isnan(value) else f"{value:{form}}{unit}"
 
 
-def time_of(one: Measurement, us: float | None) -> str:
+def time_of(one: Measurement, us: float) -> str:
     return "failed" if one.failure else duration(us)
 
 
@@ -45,16 +43,22 @@ def summary(report: Report) -> str:
     return "\n\n".join(([clipping(clips)] if clips else []) + ([stepping(steps)] if steps else []))
 
 
+def whole(report: Report, all_contenders: bool = False) -> str:
+    """What was measured, and the claims if there are any."""
+    rows = details(report) if all_contenders else summary(report)
+    return f"{rows}\n\n{claims(report)}" if report.claims else rows
+
+
 def clipping(rows: Sequence[Row]) -> str:
     """One line per row: torch's foreach path beside fusedclip's preferred engine."""
     header = ["gradients", "torch foreach", "fusedclip", "ratio", "GB/s", "of read floor", "error torch", "error ours"]
     lines = []
     for row in rows:
         if (ours := row.ours) is not None:
-            torchs = row.find(TORCH_FOREACH) or Measurement(TORCH_FOREACH)
-            times = [time_of(one, one.p50_us) for one in (torchs, ours)]
+            both = row.find(TORCH_FOREACH), ours
+            times = [time_of(one, one.p50_us) for one in both]
             rates = short(ours.ratio_to_foreach, ".1f", "x"), short(ours.gb_per_s, ".1f")
-            errors = [short(one.norm_error, ".0e") for one in (torchs, ours)]
+            errors = [short(one.norm_error, ".0e") for one in both]
             lines.append([label(row), *times, *rates, short(ours.floor_fraction, ".0%"), *errors])
     return markdown(header, lines)
 
@@ -63,10 +67,10 @@ def stepping(rows: Sequence[Row]) -> str:
     """One line per way: its time with a limit that does not clip and one that does, and the ratio to the first way."""
     lines: dict[str, list[str]] = {}
     for row in rows:
-        base = row.contenders[0].device_us or 1.0
+        base = row.contenders[0].device_us
         for one in row.contenders:
-            us = one.device_us
-            lines.setdefault(one.contender, []).extend((time_of(one, us), short(us and us / base, ".2f")))
+            ratio = short(one.device_us / base, ".2f")
+            lines.setdefault(one.contender, []).extend((time_of(one, one.device_us), ratio))
     header = ["", "not clipped", "ratio", "clipped", "ratio"]
     return markdown(header, [[name, *(cells + [MISSING] * 4)[:4]] for name, cells in lines.items()])
 
@@ -75,23 +79,17 @@ def details(report: Report) -> str:
     """Every contender of every row, failures with their reason."""
     times = ["p20", "p50", "p80", "MB moved", "GB/s", "of floor", "host", "ratio"]
     header = ["gradients / contender", *times, "norm error", "ulp"]
-    return markdown(header, [line for row in report.rows for line in _detail_rows(row)])
-
-
-def _detail_rows(row: Row) -> Iterator[list[str]]:
-    yield [f"**{label(row)}** ({row.tensors:,} tensors)"] + [""] * 10
-    for one in [row.floor, *row.contenders]:
-        yield [
-            f"{one.contender}: FAILED, {one.failure}" if one.failure else one.contender,
-            *map(duration, (one.p20_us, one.p50_us, one.p80_us)),
-            short(one.bytes_moved and one.bytes_moved / 1e6, ",.4g"),
-            short(one.gb_per_s, ".1f"),
-            short(one.floor_fraction, ".0%"),
-            duration(one.host_us),
-            short(one.ratio_to_foreach, ".2f", "x"),
-            short(one.norm_error, ".0e"),
-            short(one.ulp_error, ".2f"),
-        ]
+    lines = []
+    for row in report.rows:
+        lines.append([f"**{label(row)}** ({row.tensors:,} tensors)"] + [""] * 10)
+        for one in [row.floor, *row.contenders]:
+            name = f"{one.contender}: FAILED, {one.failure}" if one.failure else one.contender
+            quantiles = map(duration, (one.p20_us, one.p50_us, one.p80_us))
+            moved = short(one.bytes_moved / 1e6, ",.4g"), short(one.gb_per_s, ".1f"), short(one.floor_fraction, ".0%")
+            ratio = short(one.ratio_to_foreach, ".2f", "x")
+            errors = short(one.norm_error, ".0e"), short(one.ulp_error, ".2f")
+            lines.append([name, *quantiles, *moved, duration(one.host_us), ratio, *errors])
+    return markdown(header, lines)
 
 
 def claims(report: Report) -> str:

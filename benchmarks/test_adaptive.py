@@ -28,7 +28,7 @@ def test_all_contenders_meet_the_garbage(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert runs["fixed"]["losses"][:first] == runs["no garbage"]["losses"][:first]
     assert runs["no garbage"]["cost"] == 0
     for name in runs:
-        assert name in experiments.summary(result)
+        assert name in experiments.summary("adaptive", result)
     pytest.importorskip("matplotlib")
     from benchmarks import plots
 

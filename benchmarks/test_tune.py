@@ -20,6 +20,7 @@ from benchmarks.contenders import Contender
 from benchmarks.environment import ROOT
 from benchmarks.measure import Settings
 from benchmarks.operations import Operation
+from benchmarks.results import Measurement
 from fusedclip.backends.triton import tuning
 from fusedclip.backends.triton.tuning import INTERPRETER, Row, Tuning
 
@@ -61,9 +62,9 @@ def test_the_fastest_right_candidate_gets_the_row(monkeypatch: pytest.MonkeyPatc
     assert wrong.tuning == WRONG
     lines = tune.table(result).splitlines()
     assert "FAILED, norm off" in lines[-1]
-    assert tune.Candidate(FAST).name in lines[2]
+    assert tune.name_of(FAST) in lines[2]
     assert sum("(default)" in line for line in lines) == 1
-    assert "gained" in tune.verdict(result)
+    assert "gained" in result.verdict
 
 
 @pytest.mark.parametrize("seconds", [{FAST: 0.008}, {WRONG: 0.0}])
@@ -71,7 +72,7 @@ def test_what_gains_nothing_gets_no_row(monkeypatch: pytest.MonkeyPatch, seconds
     monkeypatch.setattr(tune, "LEAST_GAIN", 1.5)  # a busy machine's noise is not the test's concern
     result = tuned(monkeypatch, seconds)
     assert result.row is None
-    assert "no row, nothing gained" in tune.verdict(result)
+    assert "no row, nothing gained" in result.verdict
 
 
 def test_a_wrong_default_is_told_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ def test_a_wrong_default_is_told_and_changes_nothing(monkeypatch: pytest.MonkeyP
     result = tuned(monkeypatch, {FAST: 0.001})
     assert not result.default_is_right
     assert result.row is None
-    assert "the default is wrong: norm off" in tune.verdict(result)
+    assert "the default is wrong: norm off" in result.verdict
     assert "(default): FAILED" in tune.table(result)
 
 
@@ -88,12 +89,15 @@ def test_rows_of_what_was_not_measured_stay(tmp_path: Path, monkeypatch: pytest.
     stale = Row("interpreter", "float32", FAST, 1.1, "d", "3.9.0", "2026-01-31")
     others = [replace(stale, dtype="float16"), replace(stale, architecture="sm_90")]
     tuning.write_rows(path, [stale, *others])
-    result = tune.Result("float32", [tune.Candidate(INTERPRETER)], None, 0, None)  # type: ignore[arg-type]
-    tune.write(path, CPU, [result])
+    right, wrong = (tune.Candidate(INTERPRETER, Measurement("", failure), Measurement("")) for failure in ("", "off"))
+    result = tune.Result(stale.key, [right], None, "")
+    tune.write(path, [stale, *others], [result])
     assert tuning.read_rows(path) == others
-    tune.write(path, CPU, [replace(result, row=stale)])
+    tune.write(path, [stale, *others], [replace(result, candidates=[wrong])])
     assert set(tuning.read_rows(path)) == {stale, *others}
-    tune.write(tmp_path / "deeper" / "tuning.json", CPU, [replace(result, row=stale)])
+    tune.write(path, others, [replace(result, row=stale)])
+    assert set(tuning.read_rows(path)) == {stale, *others}
+    tune.write(tmp_path / "deeper" / "tuning.json", [], [replace(result, row=stale)])
     assert tuning.read_rows(tmp_path / "deeper" / "tuning.json") == [stale]
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from math import nan
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,14 +29,14 @@ def nothing() -> None:
 class Entry:
     """One that takes its turn: what is timed, and what has to happen before without being timed.
 
-    `passes`: how often it moves the gradients' bytes, None where nobody knows.
+    `passes`: how often it moves the gradients' bytes, NaN where nobody knows.
     """
 
     name: str
     call: Callable[[], object]
     before: Callable[[], object] = nothing
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
-    passes: int | None = None
+    passes: float = nan
 
 
 class Times(NamedTuple):
@@ -118,23 +119,17 @@ def flusher(device: torch.device, workload_bytes: int) -> Callable[[], object]:
 
 
 def take_turns(
-    entries: Sequence[Entry],
-    device: torch.device,
-    budget: Budget,
-    seed: int,
-    flush: Callable[[], object] = nothing,
+    entries: Sequence[Entry], device: torch.device, budget: Budget, seed: int, flush: Callable[[], object] = nothing
 ) -> dict[str, list[Times]]:
     """Time all entries round by round, each round in a random order, so that drift and predecessors even out."""
     clock = cuda_clock if device.type == "cuda" else cpu_clock
-    shuffle = random.Random(seed).shuffle
+    sample = random.Random(seed).sample
     samples: dict[str, list[Times]] = {entry.name: [] for entry in entries}
-    order = list(entries)
     gc.collect()
     gc.disable()  # as timeit does: a collection would fall on whoever is next
     try:
         for _ in budget.rounds():
-            shuffle(order)
-            for entry in order:
+            for entry in sample(entries, len(entries)):
                 if not budget.exhausted_by(samples[entry.name]):
                     samples[entry.name].append(clock(entry, flush))
     finally:

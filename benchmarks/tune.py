@@ -8,7 +8,7 @@ import datetime
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ import torch
 
 from benchmarks import environment
 from benchmarks.contenders import OURS, Contender, fusedclip_contender
-from benchmarks.measure import Settings, Subject, entry, judge, time_beside_floor
+from benchmarks.measure import Settings, Subject, judge, measure
 from benchmarks.results import Measurement
-from benchmarks.suites import BOTH
-from benchmarks.table import duration, markdown, short
+from benchmarks.suites import BOTH, Case, Suite
+from benchmarks.table import MISSING, duration, markdown, short
 from fusedclip.backends import triton
 from fusedclip.backends.triton import tuning
 from fusedclip.backends.triton.tuning import Row, Tuning
@@ -38,47 +38,34 @@ MOST_REGISTERS = 255  # that an NVIDIA thread can have
 NVIDIA_ROOM, AMD_ROOM = (65_536, 32), (131_072, 64)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Candidate:
-    """A tuning, why it is out of the race if it is, and its calls' medians in us: not clipped, clipped."""
+    """A tuning, and its calls where nothing is clipped and where it is."""
 
     tuning: Tuning
-    failure: str = ""
-    times: list[float] = field(default_factory=list)
+    not_clipped: Measurement
+    clipped: Measurement
+
+    @property
+    def failure(self) -> str:
+        return self.not_clipped.failure or self.clipped.failure
 
     @property
     def score(self) -> float:
         """Microseconds for a call that only reads and a call that clips."""
-        return sum(self.times) if self.times else math.inf
-
-    @property
-    def name(self) -> str:
-        of = self.tuning
-        limits = "".join(f", {name} {value}" for name, value in of.limits)
-        size = f"{of.tile_bytes // KIB} KiB in steps of {of.step_bytes // KIB}"
-        return f"{size}, {of.num_warps} warps, {of.programs_per_processor} programs{limits}"
-
-    @property
-    def contender(self) -> Contender:
-        ours = fusedclip_contender("triton")
-
-        @contextmanager
-        def context() -> Iterator[None]:
-            with ours.context(), tuning.use(self.tuning):
-                yield
-
-        return Contender(f"{OURS} {self.name}", ours.calls, context=context)
+        return math.inf if self.failure else self.not_clipped.device_us + self.clipped.device_us
 
 
 @dataclass(frozen=True)
 class Result:
-    """Of one dtype: everyone's first times, the default at their head, and the row to write if something is faster."""
+    """Of an architecture and a dtype: everyone's first times, the default at their head, the row to write if something
+    is faster, and what is to be said.
+    """
 
-    dtype: str
-    candidates: list[Candidate]
-    floor: Measurement
-    nbytes: int
+    key: tuple[str, str]
+    candidates: Sequence[Candidate]
     row: Row | None
+    verdict: str
 
     @property
     def default_is_right(self) -> bool:
@@ -101,47 +88,60 @@ def file_for(device: torch.device, out: Path | None) -> Path:
 
 def tune_all(dtypes: Iterable[str], settings: Settings, quick: bool, path: Path, bar: Any) -> list[Result]:
     """Tune each, and write what was found where the default is right; `bar` shows the progress."""
-    rows, results = rows_in(path), []
+    rows, results = tuning.read_rows(path) if path.exists() else [], []
     for dtype in dtypes:
         bar.set_description(dtype)
-        key = tuning.architecture_of(settings.device), dtype
-        results.append(tune(dtype, settings, quick, [row.tuning for row in rows if row.key == key], bar.update))
-    write(path, settings.device, [result for result in results if result.default_is_right])
+        known = [row.tuning for row in rows if row.key == (tuning.architecture_of(settings.device), dtype)]
+        results.append(tune(dtype, settings, quick, known, bar.update))
+    write(path, rows, results)
     return results
 
 
 def tune(dtype: str, settings: Settings, quick: bool, known: Sequence[Tuning], progress: Callable[[], Any]) -> Result:
     device = settings.device
+    key = tuning.architecture_of(device), dtype
     subject, seconds = Subject.make(WORKLOADS[device.type], dtype, settings), SECONDS[device.type] / (3 if quick else 1)
-    candidates = [Candidate(one) for one in tunings(device, known, quick=quick)]
-    for candidate in candidates:
-        verdicts = [judge(candidate.contender, operation, subject).failure for operation in BOTH]
-        candidate.failure = next(filter(None, verdicts), "")
+    judged = tunings(device, known, quick=quick)
+    for one in judged:  # compiles its kernels
+        for operation in BOTH:
+            judge(contender(one), operation, subject)
         progress()
-    floor, row = race(candidates, subject, settings, seconds), None
-    default, *others = candidates
-    if not default.failure:
-        ranking = sorted((one for one in others if not one.failure), key=lambda one: one.score)
-        finalists = [Candidate(one.tuning) for one in (default, *ranking[:FINALISTS])]
-        race(finalists, subject, replace(settings, seed=settings.seed + 1), seconds)
-        best = min(finalists, key=lambda one: one.score)
-        gain = round(finalists[0].score / best.score, 3)
-        row = row_of(best.tuning, dtype, gain, device) if gain > LEAST_GAIN else None
-    return Result(dtype, candidates, floor, subject.gradients.nbytes, row)
+    default, *others = candidates = race(judged, subject, dtype, settings, seconds)
+    if default.failure:
+        return Result(key, candidates, None, f"no row, the default is wrong: {default.failure}")
+    ranking = sorted((one for one in others if not one.failure), key=lambda one: one.score)
+    finalists = [one.tuning for one in (default, *ranking[:FINALISTS])]
+    final = race(finalists, subject, dtype, replace(settings, seed=settings.seed + 1), seconds)
+    best = min(final, key=lambda one: one.score)
+    gain, date = round(final[0].score / best.score, 3), datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    if gain <= LEAST_GAIN:
+        return Result(key, candidates, None, f"no row, nothing gained more than {LEAST_GAIN - 1:.0%} in the final")
+    row = Row(*key, best.tuning, gain, environment.device_name(device), environment.version("triton"), date)
+    return Result(key, candidates, row, f"{name_of(best.tuning)} gained {gain:.3f}x in the final")
 
 
-def race(candidates: Sequence[Candidate], subject: Subject, settings: Settings, seconds: float) -> Measurement:
-    """Times those that have not failed, and returns the read floor of the same minutes."""
-    entries = {
-        (index, operation): replace(entry(one.contender, operation, subject), name=f"{one.name}: {operation.value}")
-        for index, one in enumerate(candidates)
-        for operation in BOTH
-        if not one.failure
-    }
-    floor, timed = time_beside_floor(list(entries.values()), subject.gradients, settings, seconds)
-    for (index, _), one in entries.items():
-        candidates[index].times.append(timed[one.name].device_us or math.inf)
-    return floor
+def race(among: Sequence[Tuning], subject: Subject, dtype: str, settings: Settings, seconds: float) -> list[Candidate]:
+    settings, suite = replace(settings, contenders=[contender(one) for one in among]), Suite((), seconds / len(BOTH))
+    cases = [Case(subject.workload.name, dtype, operation) for operation in BOTH]
+    rows = [measure(case, subject, settings, suite) for case in cases]
+    return [Candidate(*one) for one in zip(among, *(row.contenders for row in rows), strict=True)]
+
+
+def contender(candidate: Tuning) -> Contender:
+    ours = fusedclip_contender("triton")
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        with ours.context(), tuning.use(candidate):
+            yield
+
+    return Contender(f"{OURS} {name_of(candidate)}", ours.calls, ours.passes, context)
+
+
+def name_of(candidate: Tuning) -> str:
+    limits = "".join(f", {name} {value}" for name, value in candidate.limits)
+    size = f"{candidate.tile_bytes // KIB} KiB in steps of {candidate.step_bytes // KIB}"
+    return f"{size}, {candidate.num_warps} warps, {candidate.programs_per_processor} programs{limits}"
 
 
 def tunings(device: torch.device, known: Sequence[Tuning] = (), *, quick: bool = False) -> list[Tuning]:
@@ -172,20 +172,10 @@ def fitting(registers: int, warp: int, *, limit: bool) -> Iterator[Tuning]:
             yield Tuning(tile, step, warps, programs, (("maxnreg", room),) if limit else ())
 
 
-def row_of(fastest: Tuning, dtype: str, gain: float, device: torch.device) -> Row:
-    date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    names = environment.device_name(device), environment.version("triton")
-    return Row(tuning.architecture_of(device), dtype, fastest, gain, *names, date)
-
-
-def rows_in(path: Path) -> list[Row]:
-    return tuning.read_rows(path) if path.exists() else []
-
-
-def write(path: Path, device: torch.device, results: Sequence[Result]) -> None:
-    """Replaces the rows of what was measured: a row that no longer gains anything goes."""
-    measured = {(tuning.architecture_of(device), result.dtype) for result in results}
-    kept = [row for row in rows_in(path) if row.key not in measured]
+def write(path: Path, rows: Iterable[Row], results: Sequence[Result]) -> None:
+    """Replaces the rows of what was measured: one that no longer gains anything goes, where the default is right."""
+    measured = {result.key for result in results if result.default_is_right}
+    kept = [row for row in rows if row.key not in measured]
     path.parent.mkdir(parents=True, exist_ok=True)
     tuning.write_rows(path, kept + [result.row for result in results if result.row])
 
@@ -194,19 +184,11 @@ def table(result: Result) -> str:
     """Every candidate, the fastest first; the default is marked, and those that failed say why."""
     default, rows = result.candidates[0], []
     for one in sorted(result.candidates, key=lambda one: one.score):
-        name = f"**{one.name}** (default)" if one is default else one.name
+        name = f"**{name_of(one.tuning)}** (default)" if one is default else name_of(one.tuning)
         if one.failure:
-            rows.append([f"{name}: FAILED, {one.failure}", *["-"] * 5])
+            rows.append([f"{name}: FAILED, {one.failure}", *[MISSING] * 5])
             continue
-        gain = None if default.failure else default.score / one.score
-        rates = [f"{result.nbytes / one.times[0] / 1e3:.1f}", f"{(result.floor.p50_us or 0.0) / one.times[0]:.0%}"]
-        rows.append([name, *map(duration, one.times), *rates, short(gain, ".3f", "x")])
-    return markdown([result.dtype, *(one.value for one in BOTH), "GB/s", "of read floor", "gain"], rows)
-
-
-def verdict(result: Result) -> str:
-    if not result.default_is_right:
-        return f"{result.dtype}: no row, the default is wrong: {result.candidates[0].failure}"
-    if result.row is None:
-        return f"{result.dtype}: no row, nothing gained more than {LEAST_GAIN - 1:.0%} in the final"
-    return f"{result.dtype}: {Candidate(result.row.tuning).name} gained {result.row.gain:.3f}x in the final"
+        times, gain = [duration(each.device_us) for each in (one.not_clipped, one.clipped)], default.score / one.score
+        rates = [short(one.not_clipped.gb_per_s, ".1f"), short(one.not_clipped.floor_fraction, ".0%")]
+        rows.append([name, *times, *rates, MISSING if default.failure else f"{gain:.3f}x"])
+    return markdown([result.key[1], *(one.value for one in BOTH), "GB/s", "of read floor", "gain"], rows)

@@ -1,7 +1,7 @@
 """Named lists of gradient shapes: real models, written out from their hyper-parameters, and lists of equal tensors."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GIB = 1 << 30
 SMALL_LISTS = (20_000, 40_000, 80_000, 120_000)  # elements per tensor; 8 to 48 MB for a hundred of them in fp32
@@ -11,33 +11,23 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
-class Stack:
-    """A model as most are built: something before, the same layer many times, something after."""
+class Workload:
+    """A model as most are built: something before, the same layer many times, something after.
+
+    `cut` says which part of the model it is, None for all of it.
+    """
 
     title: str
     layer: Shapes
     layers: int = 1
     before: Shapes = ()
     after: Shapes = ()
+    name: str = ""
+    cut: str | None = None
 
-    def shapes(self, layers: int) -> Shapes:
-        return (*self.before, *(self.layer * layers), *self.after)
-
-    def sharded(self, ranks: int) -> "Stack":
-        """One rank's part under FSDP: dimension 0 of every tensor is cut into `ranks` parts, rounded up."""
-        parts = (self.layer, self.before, self.after)
-        layer, before, after = (tuple((-(-one[0] // ranks), *one[1:]) for one in part) for part in parts)
-        return Stack(f"{self.title}, one of {ranks} shards", layer, self.layers, before, after)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A list of shapes under a name; `cut` says which part of the model it is, None for all of it."""
-
-    name: str
-    title: str
-    shapes: Shapes
-    cut: str | None
+    @property
+    def shapes(self) -> Shapes:
+        return (*self.before, *(self.layer * self.layers), *self.after)
 
     @property
     def tensors(self) -> int:
@@ -45,10 +35,16 @@ class Workload:
 
     @property
     def elements(self) -> int:
-        return elements(self.shapes)
+        return total(self.shapes)
+
+    def sharded(self, ranks: int) -> "Workload":
+        """One rank's part under FSDP: dimension 0 of every tensor is cut into `ranks` parts, rounded up."""
+        parts = (self.layer, self.before, self.after)
+        layer, before, after = (tuple((-(-one[0] // ranks), *one[1:]) for one in part) for part in parts)
+        return Workload(f"{self.title}, one of {ranks} shards", layer, self.layers, before, after)
 
 
-def elements(shapes: Shapes) -> int:
+def total(shapes: Shapes) -> int:
     return sum(map(math.prod, shapes))
 
 
@@ -68,9 +64,9 @@ def encoder(width: int) -> Shapes:
     return (*attention, *norm(width), *linear(4 * width, width), *linear(width, 4 * width))
 
 
-def gpt2(title: str, width: int, layers: int) -> Stack:
+def gpt2(title: str, width: int, layers: int) -> Workload:
     """As published; the output layer shares the embedding."""
-    return Stack(title, encoder(width), layers, ((50257, width), (1024, width)), norm(width))
+    return Workload(title, encoder(width), layers, ((50257, width), (1024, width)), norm(width))
 
 
 # The linear layers of a Llama-3-8B block: grouped-query attention, SwiGLU, no biases.
@@ -99,32 +95,32 @@ def resnet50() -> Shapes:
     return (*shapes, *linear(1000, channels))
 
 
-def equal(count: int, size: int) -> Stack:
+def equal(count: int, size: int) -> Workload:
     """A list of equal tensors is one piece and never cut."""
-    return Stack(f"{count:,} tensors of {size:,}", ((size,),) * count)
+    return Workload(f"{count:,} tensors of {size:,}", ((size,),) * count)
 
 
 MODELS = {
     "gpt2": gpt2("GPT-2 124M", 768, 12),
     "gpt2-xl": gpt2("GPT-2 XL", 1600, 48),
-    "llama3-8b-shard": Stack(
+    "llama3-8b-shard": Workload(
         "Llama-3-8B", (*LLAMA3, (4096,), (4096,)), 32, ((128256, 4096),), ((4096,), (128256, 4096))
     ).sharded(8),
-    "moe-128-shard": Stack("128-expert MoE layers", mixture_of_experts(), 48).sharded(8),
-    "resnet50": Stack("ResNet-50", resnet50()),
-    "vit-b16": Stack(  # class token, patch convolution, positions; head
+    "moe-128-shard": Workload("128-expert MoE layers", mixture_of_experts(), 48).sharded(8),
+    "resnet50": Workload("ResNet-50", resnet50()),
+    "vit-b16": Workload(  # class token, patch convolution, positions; head
         "ViT-B/16", encoder(768), 12, ((1, 1, 768), (768, 3, 16, 16), (768,), (1, 197, 768)),
         (*norm(768), *linear(1000, 768)),
     ),
     # A is (rank, in), B is (out, rank).
-    "lora-8b": Stack("LoRA r=16 on an 8B Llama", tuple(one for o, i in LLAMA3 for one in ((16, i), (o, 16))), 32),
+    "lora-8b": Workload("LoRA r=16 on an 8B Llama", tuple(one for o, i in LLAMA3 for one in ((16, i), (o, 16))), 32),
 }  # fmt: skip
 EQUAL = ((2_000, 1_024), (1_000, 256), (5_000, 64), (300, 4_096), *((100, n) for n in SMALL_LISTS), (500, 450_000))
 SINGLE = {"2^24": 1 << 24, "2^26": 1 << 26, "1.536e9": 1_536_000_000}
-CATALOGUE: dict[str, Stack] = {
+CATALOGUE: dict[str, Workload] = {
     **MODELS,
     **{f"{count}x{size}": equal(count, size) for count, size in EQUAL},
-    **{f"one-{name}": Stack(f"one tensor of {name}", ((size,),)) for name, size in SINGLE.items()},
+    **{f"one-{name}": Workload(f"one tensor of {name}", ((size,),)) for name, size in SINGLE.items()},
     **{f"host-{count}x{size}": equal(count, size) for size in (256, 8) for count in HOST_COUNTS},
 }
 
@@ -133,8 +129,10 @@ def load(name: str, element_size: int, budget_bytes: int = GIB) -> Workload:
     """The workload of that name, with as many layers as fit into `budget_bytes` (one at least)."""
     if name not in CATALOGUE:
         raise KeyError(f"no workload {name!r}; there are {', '.join(CATALOGUE)}")
-    stack = CATALOGUE[name]
-    fitting = (budget_bytes // element_size - elements(stack.shapes(0))) // elements(stack.layer)
-    layers = max(1, min(stack.layers, fitting))
-    cut = None if layers == stack.layers else f"{layers} of {stack.layers} layers"
-    return Workload(name, f"{stack.title} ({cut})" if cut else stack.title, stack.shapes(layers), cut)
+    whole = replace(CATALOGUE[name], name=name)
+    fitting = (budget_bytes // element_size - total(whole.before + whole.after)) // total(whole.layer)
+    layers = max(1, min(whole.layers, fitting))
+    if layers == whole.layers:
+        return whole
+    cut = f"{layers} of {whole.layers} layers"
+    return replace(whole, title=f"{whole.title} ({cut})", layers=layers, cut=cut)

@@ -171,14 +171,19 @@ PYBIND11_MODULE(_C, m) {
   m.add_object("cpu_clip_list", py::reinterpret_steal<py::object>(PyCFunction_New(&clip_list_definition, nullptr)));
   m.def(
       "cpu_clip",
-      [](TensorList& l, double p, const py::tuple& rule, py::handle multiplier, int threads) {
+      [](TensorList& l, double p, const py::tuple& rule, py::handle multiplier, py::handle lifted, int threads) {
         const ClipRule limit = as_rule(rule.ptr());
         const double factor = *doubles_of(multiplier, l.device);
-        const auto r = unlocked([&] { return cpu::clip(work(l), p, limit, factor, false, threads); });
+        const double* const known = doubles_of(lifted, l.device);
+        const auto r = unlocked([&] {
+          return known ? cpu::settle_and_scale(work(l), p, *known, limit, factor, threads)
+                       : cpu::clip(work(l), p, limit, factor, false, threads);
+        });
         l.writes += r.coef != 1;
         return py::make_tuple(r.norm, r.coef);
       },
-      arg("list"), keywords, arg("p"), arg("rule"), arg("multiplier"), arg("threads"));
+      "`lifted`, if it is a tensor, is what comes of a read pass that is then not made.", arg("list"), keywords,
+      arg("p"), arg("rule"), arg("multiplier"), arg("lifted"), arg("threads"));
   m.def(
       "cpu_scale",
       [](TensorList& l, py::handle coef, bool per_tensor, bool zero, int threads) {
@@ -244,19 +249,25 @@ PYBIND11_MODULE(_C, m) {
       arg("list"), keywords, arg("p"), arg("scratch"), arg("norm"));
   m.def(
       "cuda_clip",
-      [](TensorList& l, double p, const py::tuple& rule, py::handle max_norm, py::handle multiplier, py::handle scratch,
-         py::handle norm, py::handle coef, int form) {
+      [](TensorList& l, double p, const py::tuple& rule, py::handle max_norm, py::handle multiplier, py::handle lifted,
+         py::handle scratch, py::handle norm, py::handle coef, int form) {
         const cuda::Work work = cuda_work(l);
         const cuda::Limits limits{as_rule(rule.ptr()), doubles_of(max_norm, l.device),
                                   doubles_of(multiplier, l.device)};
         const NormPlace place = norm_place_of(norm, l.device);
         const cuda::Results results{place.address, place.is_double, doubles_of(coef, l.device)};
+        const double* const known = doubles_of(lifted, l.device);
         double* const space = doubles_of(scratch, l.device);
-        unlocked([&] { cuda::clip(work, p, limits, space, results, static_cast<cuda::Form>(form)); });
+        unlocked([&] {
+          known ? cuda::settle_and_scale(work, p, limits, known, results)
+                : cuda::clip(work, p, limits, space, results, static_cast<cuda::Form>(form));
+        });
         ++l.writes;
       },
-      "`max_norm`, if it is a tensor, replaces the rule's.", arg("list"), keywords, arg("p"), arg("rule"),
-      arg("max_norm"), arg("multiplier"), arg("scratch"), arg("norm"), arg("coef"), arg("form"));
+      "`max_norm`, if it is a tensor, replaces the rule's; `lifted` is what comes of a read pass that is then not "
+      "made.",
+      arg("list"), keywords, arg("p"), arg("rule"), arg("max_norm"), arg("multiplier"), arg("lifted"), arg("scratch"),
+      arg("norm"), arg("coef"), arg("form"));
   m.def(
       "cuda_scale",
       [](TensorList& l, py::handle coef, bool per_tensor, bool zero) {

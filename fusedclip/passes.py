@@ -81,20 +81,23 @@ def clip_(
     `multiplier` (0-d, on any device): the gradients are multiplied by it as well, in the same write pass; norm and rule
     are those of the product.
     """
-    engine = _fusing(grads, p, peers, error_if_nonfinite)
+    engine = _fusing(grads, p, error_if_nonfinite)
     if engine is None or not isinstance(rule, ClipRule) or grads.writes[0].places is not None:
         exact, coef = measure(grads, p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers, multiplier=multiplier)
         scale_(grads, coef, zero=rule.zero_nonfinite)
         return Clipped(rounded(exact, dtype or grads.dtype, finite=error_if_nonfinite), coef)
     there = None if multiplier is None else multiplier.to(grads.device)
+    lifted = None if stays_here(grads, peers) else total(lift_each(grads, p), p, grads, peers)
     with _Writing(grads, 0, engine) as writing:
-        clipped, writing.written = engine.clip_(writing.write.batch, p, rule, dtype or grads.dtype, multiplier=there)
+        clipped, writing.written = engine.clip_(
+            writing.write.batch, p, rule, dtype or grads.dtype, multiplier=there, lifted=lifted
+        )
     return clipped
 
 
-def _fusing(grads: Gradients, p: float, peers: Peers | None, error_if_nonfinite: bool) -> Backend | None:
-    """The engine that does all of it at once, if there is one and nothing stands between the two passes."""
-    if error_if_nonfinite or len(grads.reads) != 1 or not stays_here(grads, peers):
+def _fusing(grads: Gradients, p: float, error_if_nonfinite: bool) -> Backend | None:
+    """The engine that can do all of it at once, or all but the read pass, if there is one."""
+    if error_if_nonfinite or len(grads.reads) != 1:
         return None
     engine = serving(grads.reads[0])
     return engine if engine.fuses(p) else None
@@ -151,7 +154,7 @@ def norm(grads: Gradients, p: float, *, error_if_nonfinite: bool, peers: Peers |
     """The norm of all gradients, in the dtype of results. Waits for the device only if `error_if_nonfinite`."""
     if not grads.reads and stays_here(grads, peers):
         return _nothing()
-    engine = _fusing(grads, p, peers, error_if_nonfinite)
+    engine = _fusing(grads, p, error_if_nonfinite) if stays_here(grads, peers) else None
     if engine is not None:
         return engine.norm(grads.reads[0], p, grads.dtype)
     exact = _exact_norm(lift_each(grads, p), grads, p, error_if_nonfinite, peers)

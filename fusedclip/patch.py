@@ -50,7 +50,8 @@ class Patch:
 
 
 def patch_torch() -> Patch:
-    """Make torch.nn.utils.clip_grad_norm_, clip_grad_value_, get_total_norm and clip_grads_with_norm_ call fusedclip.
+    """Make the four functions of torch.nn.utils (`clip_grad_norm_`, `clip_grad_value_`, `get_total_norm` and
+    `clip_grads_with_norm_`) call fusedclip.
 
     Holders of the functions, by whatever name and from whenever, are included: the function objects stay the same.
     Calls that are being compiled (torch.compile, fullgraph too) or traced (torch.jit.trace, make_fx, FakeTensorMode)

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="g++ was not foun
 COMMON = ["test_clip_norm", "test_per_tensor", "test_nonfinite", "test_layouts", "test_determinism", "test_properties"]
 COMMON += ["test_norm_accuracy", "test_coefficients", "test_overlap", "test_cuda_forms", "test_threads", "test_scopes"]
 COMMON += ["test_shared_memory", "test_stats", "test_properties_shared", "test_interrupts", "test_call_depth"]
+COMMON += ["adaptive/test_formulas"]
 
 
 def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:

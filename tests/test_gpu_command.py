@@ -17,6 +17,7 @@ from benchmarks.gpu import ceilings, command
 from benchmarks.release import checks
 from benchmarks.release.checks import Check, Task
 from benchmarks.results import Report
+from benchmarks.suites import Suite, select
 
 from .fake_gpu import fake_gpu
 
@@ -41,8 +42,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_from_start_to_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    plan = command.plan
-    monkeypatch.setattr(command, "plan", lambda *arguments: shortened(plan(*arguments)))
+    monkeypatch.setattr(command, "select", shortened)
     with fake_gpu():
         cli.main(["gpu", "--out", str(tmp_path), "--memory", "0.01", "--without", "everyone"])
     report = Report.load(tmp_path / command.FILE)
@@ -65,10 +65,9 @@ def test_from_start_to_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert "Fake GPU" in capfd.readouterr().out
 
 
-def shortened(plan: command.Plan) -> command.Plan:
+def shortened(name: str, quick: bool) -> Suite:
     """Two of the suite's rows, with the one engine that serves any device among the contenders."""
-    cases = tuple(case for case in plan.suite.cases if case.workload in WORKLOADS)
-    return replace(plan, suite=replace(plan.suite, cases=cases, seconds_per_row=0.01, without=()))
+    return replace(select(name, workloads=WORKLOADS), seconds_per_row=0.01, without=())
 
 
 def test_a_device_by_its_number(tmp_path: Path) -> None:

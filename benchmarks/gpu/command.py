@@ -6,7 +6,8 @@ import faulthandler
 import gc
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -15,36 +16,18 @@ import torch
 
 from benchmarks import environment, optimizer_step
 from benchmarks.contenders import OURS, line_up
-from benchmarks.gpu import STAGES, ceilings
+from benchmarks.gpu import ceilings
 from benchmarks.measure import Settings, run_suite
 from benchmarks.release import bars, checks, sources
 from benchmarks.release.checks import Check, Task
 from benchmarks.results import Report
-from benchmarks.suites import Suite, select
+from benchmarks.suites import select
 from benchmarks.workloads import GIB
 
+Progress = Callable[[str], object]
 FILE = "gpu.json"
 CEILING_SECONDS, STEP_SECONDS = 4.0, 5.0
 STEP_WORKLOAD = "gpt2-xl"  # six of its layers are 1.1 GB
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure on and for how long; `progress` hears what is being done."""
-
-    device: torch.device
-    suite: Suite
-    everyone: Suite
-    seed: int
-    memory: int
-    divisor: float
-    """What the seconds of other measurements are divided by: 3 for a quick run."""
-    progress: Callable[[str], object]
-
-
-def plan(device: torch.device, seed: int, memory: float, quick: bool, progress: Callable[[str], object]) -> Plan:
-    suite, everyone = (select(name, quick=quick) for name in ("gpu", "gpu-everyone"))
-    return Plan(device, suite, everyone, seed, int(memory * GIB), 3.0 if quick else 1.0, progress)
 
 
 def served(device: torch.device) -> torch.device:
@@ -59,19 +42,20 @@ def served(device: torch.device) -> torch.device:
     return device
 
 
-def run_all(plan: Plan, folder: Path, minutes: float, stages: Sequence[str] = STAGES) -> Report:
+def run_all(
+    settings: Settings, quick: bool, folder: Path, minutes: float, stages: Sequence[str], progress: Progress
+) -> Report:
     """The stages in order. What one of them raises is kept as a failed check, and the others go on.
 
     Once the minutes are over no stage is begun, and what hangs is ended, with its stack on stderr.
     """
-    report = Report(environment.describe(plan.device), "gpu", plan.seed)
-    files = sources.hashes()
-    report.gpu = {"sources": files, "sources_digest": sources.digest(files), "checks": []}
-    run = Run(plan, report, folder, time.monotonic() + 60 * minutes)
+    report = Report(environment.describe(settings.device), "gpu", settings.seed)
+    report.gpu = {"sources": sources.hashes(), "checks": []}
+    run = Run(settings, quick, folder, time.monotonic() + 60 * minutes, progress, report)
     faulthandler.dump_traceback_later(60 * minutes + 30, exit=True)
     try:
         for name in stages:
-            plan.progress(name)
+            progress(name)
             run.stage(name)
     finally:
         faulthandler.cancel_dump_traceback_later()
@@ -85,29 +69,38 @@ def failed(report: Report) -> bool:
 
 @dataclass
 class Run:
-    """A plan on its way: the report so far, the folder that it is written to, and when time is up.
+    """A run on its way: the report so far, the folder that it is written to, and when time is up.
 
-    The stages are the methods of their names.
+    The stages are the methods of their names; `progress` hears what is being done.
     """
 
-    plan: Plan
-    report: Report
+    settings: Settings
+    quick: bool
     folder: Path
     deadline: float
+    progress: Progress
+    report: Report
     without: set[str] = field(default_factory=set)
     """Contenders whose kernels are not to be trusted with the process that keeps the results."""
 
     def stage(self, name: str) -> None:
         if self.deadline <= time.monotonic():
-            return self.add(Check(name, "left out", output="no time was left for it"))
+            self.add(Check(name, "left out", output="no time was left for it"))
+        else:
+            with self.going_on(name):
+                getattr(self, name)()
+
+    @contextmanager
+    def going_on(self, name: str) -> Iterator[None]:
+        """Whatever is raised is kept as a failed check: a GPU may be at hand for a short time, and the rest can run."""
         try:
-            getattr(self, name)()
-        except Exception:  # whatever it was: a GPU may be at hand for a short time, and the other stages can run
+            yield
+        except Exception:
             self.add(Check(name, "failed", output=traceback.format_exc()))
-        return self.save()
+        self.save()
 
     def build(self) -> None:
-        self.add(checks.build(self.plan.device))
+        self.add(checks.build(self.settings.device))
 
     def smoke(self) -> None:
         """A kernel that hangs or writes where it should not must not do so in this process."""
@@ -115,19 +108,19 @@ class Run:
             self.without.add(f"{OURS} cuda")
 
     def ceilings(self) -> None:
-        seconds = CEILING_SECONDS / self.plan.divisor
-        self.report.gpu["ceilings"] = asdict(ceilings.measure(self.plan.device, seconds, self.plan.seed))
+        seconds = CEILING_SECONDS / (3 if self.quick else 1)
+        self.report.gpu["ceilings"] = ceilings.measure(self.settings.device, seconds, self.settings.seed)
 
     def rows(self) -> None:
-        self.measure(self.plan.suite)
+        self.measure("gpu")
 
     def everyone(self) -> None:
         """torch's loop and torch.compile beside the others, on one model: both take long for their turns."""
-        self.measure(self.plan.everyone, compiled=True)
+        self.measure("gpu-everyone", compiled=True)
 
     def steps(self) -> None:
-        settings = Settings(self.plan.device, seed=self.plan.seed)
-        self.report.rows += optimizer_step.measure(settings, STEP_SECONDS / self.plan.divisor, STEP_WORKLOAD)
+        seconds = STEP_SECONDS / (3 if self.quick else 1)
+        self.report.rows += optimizer_step.measure(replace(self.settings, memory=GIB), seconds, STEP_WORKLOAD)
 
     def tests(self) -> None:
         self.check(checks.tests())
@@ -136,25 +129,24 @@ class Run:
         for task in checks.sanitizers():
             self.check(task)
 
-    def measure(self, suite: Suite, compiled: bool = False) -> None:
-        """All rows, one gradient list after another: what one of them raises does not end the others."""
-        contenders = [one for one in line_up(self.plan.device, compiled) if one.name not in self.without]
-        settings = Settings(self.plan.device, contenders, self.plan.memory, self.plan.seed)
+    def measure(self, name: str, compiled: bool = False) -> None:
+        """A suite's rows, one gradient list after another: what one of them raises does not end the others."""
+        device, suite = self.settings.device, select(name, quick=self.quick)
+        contenders = [one for one in line_up(device, compiled) if one.name not in self.without]
+        settings = replace(self.settings, contenders=contenders)
         for _, group in groupby(suite.cases, lambda case: (case.workload, case.dtype)):
             part = replace(suite, cases=tuple(group))
-            try:
-                for row in run_suite(part, settings, lambda case: self.plan.progress(str(case))):
+            with self.going_on(str(part.cases[0])):
+                for row in run_suite(part, settings, lambda case: self.progress(str(case))):
                     self.report.rows.append(row)
                     self.save()
-            except Exception:
-                self.add(Check(str(part.cases[0]), "failed", output=traceback.format_exc()))
-                if self.plan.device.type == "cuda":
-                    torch.cuda.synchronize()  # raises again if the device is lost to this process
+            if device.type == "cuda":
+                torch.cuda.synchronize()  # raises again if the device is lost to this process
 
     def check(self, task: Task | Check) -> Check:
         """Run it in what time is left; the device's memory is its own as far as it can be."""
         if isinstance(task, Task):
-            self.plan.progress(task.name)
+            self.progress(task.name)
             gc.collect()
             torch.cuda.empty_cache()
             task = checks.run(task, self.folder, self.deadline - time.monotonic())

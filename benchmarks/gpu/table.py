@@ -2,8 +2,8 @@
 
 from benchmarks.contenders import TORCH_FOREACH
 from benchmarks.release.bars import CUDA, TRITON, missing
-from benchmarks.results import Measurement, Report, Row
-from benchmarks.table import MISSING, label, markdown, short, stepping, time_of
+from benchmarks.results import Report, Row
+from benchmarks.table import label, markdown, short, stepping, time_of
 
 
 def summary(report: Report) -> str:
@@ -16,20 +16,16 @@ def summary(report: Report) -> str:
 
 
 def _line(row: Row) -> list[str]:
-    torch_, cuda, triton = (row.find(name) or Measurement(name) for name in (TORCH_FOREACH, CUDA, TRITON))
+    torchs, cuda, triton = map(row.find, (TORCH_FOREACH, CUDA, TRITON))
     return [
         label(row),
-        *(time_of(one, one.device_us) for one in (torch_, cuda, triton)),
-        _ratio(torch_.device_us, cuda.device_us),
+        *(time_of(one, one.device_us) for one in (torchs, cuda, triton)),
+        short(torchs.device_us / cuda.device_us, ".2f", "x"),
         short(cuda.floor_fraction, ".0%"),
-        *(time_of(one, one.p50_us) for one in (torch_, cuda)),
-        _ratio(torch_.p50_us, cuda.p50_us),
-        *(time_of(one, one.host_us) for one in (torch_, cuda)),
+        *(time_of(one, one.p50_us) for one in (torchs, cuda)),
+        short(torchs.p50_us / cuda.p50_us, ".2f", "x"),
+        *(time_of(one, one.host_us) for one in (torchs, cuda)),
     ]
-
-
-def _ratio(theirs: float | None, ours: float | None) -> str:
-    return f"{theirs / ours:.2f}x" if theirs and ours else MISSING
 
 
 def machine(report: Report) -> str:

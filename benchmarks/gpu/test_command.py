@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,10 +23,14 @@ from benchmarks.suites import Case, Suite
 CPU = torch.device("cpu")
 
 
-def small_plan(progress: Callable[[str], object] = lambda what: None) -> command.Plan:
-    suite = Suite((Case("host-10x8", "float32", Operation.NOT_CLIPPED),), seconds_per_row=0.02)
-    everyone = Suite((Case("host-10x256", "mixed", Operation.CLIPPED),), seconds_per_row=0.02)
-    return command.Plan(CPU, suite, everyone, 0, 1 << 20, 100.0, progress)
+SMALL = {
+    "gpu": Suite((Case("host-10x8", "float32", Operation.NOT_CLIPPED),), seconds_per_row=0.02),
+    "gpu-everyone": Suite((Case("host-10x256", "mixed", Operation.CLIPPED),), seconds_per_row=0.02),
+}
+
+
+def run_all(folder: Path, *stages: str, minutes: float = 5, progress: command.Progress = lambda what: None) -> Report:
+    return command.run_all(Settings(CPU, memory=1 << 20), False, folder, minutes, stages or STAGES, progress)
 
 
 @pytest.fixture
@@ -42,12 +44,13 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizer_step, "measure", lambda settings, seconds, workload: [])
     contenders = [torch_contender(TORCH_FOREACH, foreach=True), fusedclip_contender("cpu")]
     monkeypatch.setattr(command, "line_up", lambda device, compiled: contenders)
+    monkeypatch.setattr(command, "select", lambda name, quick: SMALL[name])
 
 
 @pytest.mark.usefixtures("on_the_cpu")
 def test_all_stages_into_one_file(tmp_path: Path) -> None:
     heard: list[str] = []
-    report = command.run_all(small_plan(heard.append), tmp_path, minutes=5)
+    report = run_all(tmp_path, progress=heard.append)
     again = Report.load(tmp_path / command.FILE)
     assert again == report
     assert list(dict.fromkeys(name for name in heard if name in STAGES)) == list(STAGES)
@@ -69,7 +72,7 @@ def test_a_stage_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(ceilings, "measure", broken)
-    report = command.run_all(small_plan(), tmp_path, 5, ["ceilings", "rows"])
+    report = run_all(tmp_path, "ceilings", "rows")
     (check,) = report.gpu["checks"]
     assert (check["name"], check["outcome"]) == ("ceilings", "failed")
     assert "RuntimeError: out of memory" in check["output"]
@@ -81,7 +84,7 @@ def test_a_stage_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch
 @pytest.mark.usefixtures("on_the_cpu")
 def test_rows_are_on_disk_before_the_next_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = tuple(Case(name, "float32", Operation.CLIPPED) for name in ("host-10x8", "host-30x8", "host-100x8"))
-    plan = replace(small_plan(), suite=Suite(cases, 0.02))
+    monkeypatch.setitem(SMALL, "gpu", Suite(cases, 0.02))
     make = Subject.make
 
     def fails_once(name: str, dtype: str, settings: Settings) -> Subject:
@@ -92,7 +95,7 @@ def test_rows_are_on_disk_before_the_next_one_fails(tmp_path: Path, monkeypatch:
         return make(name, dtype, settings)
 
     monkeypatch.setattr(Subject, "make", fails_once)
-    report = command.run_all(plan, tmp_path, 5, ["rows"])
+    report = run_all(tmp_path, "rows")
     assert [row.workload for row in report.rows] == ["host-10x8", "host-100x8"]
     (check,) = report.gpu["checks"]
     assert check["name"].startswith("host-30x8")
@@ -104,14 +107,14 @@ def test_an_engine_that_fails_its_smoke_test_takes_no_part(tmp_path: Path, monke
     monkeypatch.setattr(checks, "smoke", lambda: Task("smoke", [sys.executable, "-c", "raise SystemExit(1)"], 60.0, {}))
     contenders = [torch_contender(TORCH_FOREACH, foreach=True), torch_contender("fusedclip cuda", foreach=True)]
     monkeypatch.setattr(command, "line_up", lambda device, compiled: contenders)
-    report = command.run_all(small_plan(), tmp_path, 5, ["smoke", "rows"])
+    report = run_all(tmp_path, "smoke", "rows")
     assert [one.contender for one in report.rows[0].contenders] == [TORCH_FOREACH]
     assert command.failed(report)
 
 
 @pytest.mark.usefixtures("on_the_cpu")
 def test_nothing_is_begun_when_time_is_up(tmp_path: Path) -> None:
-    report = command.run_all(small_plan(), tmp_path, 0, ["rows", "tests"])
+    report = run_all(tmp_path, "rows", "tests", minutes=0)
     assert [check["outcome"] for check in report.gpu["checks"]] == ["left out", "left out"]
     assert not report.rows
 

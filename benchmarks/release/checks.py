@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Task:
     name: str
     command: Sequence[str]
     seconds: float
-    variables: Mapping[str, str]
+    variables: Mapping[str, str] = field(default_factory=dict)
     proof: str = ""
 
 
@@ -67,7 +67,7 @@ def build(device: torch.device) -> Check:
 
 def smoke() -> Task:
     """Every kernel a few times, before anything is measured in the process that keeps the results."""
-    return Task("smoke", SCRIPT, 60.0, {})
+    return Task("smoke", SCRIPT, 60.0)
 
 
 def tests() -> Task:
@@ -84,28 +84,28 @@ def sanitizers() -> list[Task | Check]:
     program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if program is None:
         return [Check("compute-sanitizer", "left out", output="compute-sanitizer is not installed")]
-    variables = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    command = {tool: [program, "--tool", tool, *SANITIZER_OPTIONS, *SCRIPT] for tool in SANITIZERS}
+    how, variables = [*SANITIZER_OPTIONS, *SCRIPT], {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return [
-        Task(f"compute-sanitizer {tool}", command[tool], 90.0, variables, proof) for tool, proof in SANITIZERS.items()
+        Task(f"compute-sanitizer {tool}", [program, "--tool", tool, *how], 90.0, variables, proof)
+        for tool, proof in SANITIZERS.items()
     ]
 
 
 def run(task: Task, logs: Path, most_seconds: float = float("inf"), where: Path = ROOT) -> Check:
     """Run it in `where`; its whole process group ends with it, or when the seconds are over."""
-    seconds = min(task.seconds, most_seconds)
+    seconds, start = min(task.seconds, most_seconds), time.perf_counter()
     if seconds <= 0:
         return Check(task.name, "left out", output="no time was left for it")
     logs.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    with (logs / LOG).open("ab") as file:
+    with (logs / LOG).open("a+b") as file:
         file.write(f"== {task.name} ==\n".encode())
         file.flush()
         begin = file.tell()
         how: Any = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
         process = subprocess.Popen(task.command, cwd=where, env=os.environ | task.variables, **how)
         outcome = _outcome(process, seconds)
-    printed = (logs / LOG).read_bytes()[begin:].decode(errors="replace")
+        file.seek(begin)
+        printed = file.read().decode(errors="replace")
     if outcome == "passed" and task.proof not in printed:
         outcome = "failed"
     output = "\n".join(printed.splitlines()[-LINES_KEPT:])

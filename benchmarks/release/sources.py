@@ -25,11 +25,6 @@ def hashes(root: Path = ROOT) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def digest(files: dict[str, str]) -> str:
-    """One hash for all of them, names included."""
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-
-
 @dataclass(frozen=True)
 class Status:
     """What became of each file since the newest result, and the checks that it lacks."""

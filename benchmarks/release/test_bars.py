@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def made_up_report(ours: Callable[[Row], float], failure: str = "") -> Report:
     for row in map(made_up_row, SUITES["gpu"].cases):
         us = ours(row)
         cuda = Measurement(CUDA, failure) if failure else timed(CUDA, us)
-        cuda.ratio_to_foreach = None if failure else 10.0
+        cuda.ratio_to_foreach = math.nan if failure else 10.0
         row.contenders = [timed(TORCH_FOREACH, 10 * us), cuda, timed(TRITON, us)]
         report.rows.append(row)
     ways = {STEP: 1.0, TORCH: 1.5, DROP_IN: 1.15, SCALES: 1.16, DEFERS: 1.14, CHOOSES: 1.15}

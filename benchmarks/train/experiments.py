@@ -25,8 +25,7 @@ LSTM_BATCH, LSTM_LENGTH, LSTM_RATE, LSTM_MAX_NORM = 8, 512, 60.0, 0.1
 GUESSING = math.log(VOCABULARY)
 LEARNED = 0.6 * GUESSING
 LAST = 20
-STEPS = {"gpt": 320, "lstm": 200}
-ADAPTIVE_STEPS = 300
+STEPS = {"gpt": 320, "lstm": 200, "adaptive": 300}
 
 
 def run(name: str, seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any]:
@@ -72,12 +71,12 @@ def lstm(seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any
     return {"max_norm": LSTM_MAX_NORM, "learning_rate": LSTM_RATE, "length": LSTM_LENGTH, "runs": results}
 
 
-def summary(result: dict[str, Any]) -> str:
+def summary(name: str, result: dict[str, Any]) -> str:
     """A line per run, and what they have in common."""
-    if "spikes" in result:
+    if name == "adaptive":
         return adaptive.summary(result)
     steps = len(result["runs"][0]["losses"])
-    if "learning_rate" in result:
+    if name == "lstm":
         below = (
             f"{steps} steps of SGD with rate {result['learning_rate']:g} over sequences of {result['length']} bytes; "
             f"guessing all bytes alike is {GUESSING:.2f}: above it is diverged, below {LEARNED:.2f} is learned"

@@ -19,10 +19,7 @@ class Run:
     def __init__(self, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, clip: Clip, max_norm: float):
         self.name, self.model, self.optimizer, self.clip, self.max_norm = name, model, optimizer, clip, max_norm
         self.parameters = list(model.parameters())
-        self.losses: list[float] = []
-        self.norms: list[float] = []
-        self.step_ms: list[float] = []
-        self.clip_ms: list[float] = []
+        self.losses, self.norms, self.step_ms, self.clip_ms = (list[float]() for _ in range(4))
 
     def step(self, inputs: Tensor, targets: Tensor) -> None:
         start = time.perf_counter()
@@ -31,10 +28,9 @@ class Run:
         loss.backward()  # type: ignore[no-untyped-call]
         before_clip = time.perf_counter()
         norm = self.clip(self.parameters, self.max_norm)
-        after_clip = time.perf_counter()
+        self.clip_ms.append((time.perf_counter() - before_clip) * 1e3)
         self.optimizer.step()
         self.step_ms.append((time.perf_counter() - start) * 1e3)
-        self.clip_ms.append((after_clip - before_clip) * 1e3)
         self.losses.append(loss.item())
         self.norms.append(norm.item())
 

@@ -189,6 +189,13 @@ bool scale(const Work& work, const double* coefs, int64_t stride, bool zero, int
   return true;
 }
 
+Clipped settle_and_scale(const Work& work, double p, double lifted, const ClipRule& rule, double multiplier,
+                         int max_threads) {
+  const Clipped result = settle(end_of(p), lifted, rule, multiplier);
+  scale(work, &result.coef, 0, rule.zero_nonfinite, max_threads);
+  return result;
+}
+
 std::vector<bool> clamp(const Work& work, double bound, int max_threads) {
   const Kernels& k = kernels();
   const int threads = threads_for(work, max_threads);

@@ -27,6 +27,10 @@ void stats(const Work& work, int max_threads, double* out);
 // inf has nothing written.
 Clipped clip(const Work& work, double p, const ClipRule& rule, double multiplier, bool only_finite, int max_threads);
 
+// What `clip` does after its read pass, whose lifted value of everything (over other ranks, too) is given.
+Clipped settle_and_scale(const Work& work, double p, double lifted, const ClipRule& rule, double multiplier,
+                         int max_threads);
+
 // Segment s times coefs[s * stride]; 1 writes nothing. Where the coefficient is 0 and `zero`, stores zeros, so that
 // inf and NaN don't survive as NaN. Tells whether anything was written.
 bool scale(const Work& work, const double* coefs, int64_t stride, bool zero, int max_threads);

@@ -144,6 +144,11 @@ class Passes {
            table, demand, totals, count, stored_once);
   }
 
+  void settle_and_scale_all(const Demand& demand, const double* totals, int count, const Results& results) const {
+    for_each_written_table(
+        [&](const auto& table, int number) { settle_and_scale(table, demand, totals, count, results, number == 0); });
+  }
+
   // One table: built once for both launches.
   template <class Table>
   void clip(const Table& table, const Demand& demand, double* totals, const Results& results, Form form) const {
@@ -214,10 +219,11 @@ void clip(const Work& work, double p, const Limits& limits, double* scratch, con
     return passes.for_each_table([&](const auto& table, int) { passes.clip(table, demand, scratch, results, form); });
   if (form == Form::kOnChip)
     throw std::runtime_error("the on-chip form takes no more tensors than one launch does, and none that share memory");
-  const int count = passes.read_totals(p, scratch);
-  passes.for_each_written_table([&](const auto& table, int number) {
-    passes.settle_and_scale(table, demand, scratch, count, results, number == 0);
-  });
+  passes.settle_and_scale_all(demand, scratch, passes.read_totals(p, scratch), results);
+}
+
+void settle_and_scale(const Work& work, double p, const Limits& limits, const double* lifted, const Results& results) {
+  Passes(work).settle_and_scale_all({end_of(p), limits}, lifted, 1, results);
 }
 
 bool fits_on_chip(const Work& work, double p) {

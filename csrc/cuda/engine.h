@@ -46,6 +46,9 @@ void norm(const Work& work, double p, double* scratch, const Results& results);
 // Not for p = 0. kAuto keeps the gradients on chip where they fit, unless the device has refused to.
 void clip(const Work& work, double p, const Limits& limits, double* scratch, const Results& results, Form form);
 
+// What `clip` does after its read pass, whose lifted value of everything (over other ranks, too) is at `lifted`.
+void settle_and_scale(const Work& work, double p, const Limits& limits, const double* lifted, const Results& results);
+
 // Whether kAuto would keep them on chip.
 bool fits_on_chip(const Work& work, double p);
 

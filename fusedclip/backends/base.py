@@ -81,12 +81,20 @@ class Backend(ABC):
         raise NotImplementedError
 
     def clip_(
-        self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
+        self,
+        batch: Batch,
+        p: float,
+        rule: ClipRule,
+        dtype: torch.dtype,
+        *,
+        multiplier: Tensor | None = None,
+        lifted: Tensor | None = None,
     ) -> tuple[Clipped, Written]:
         """Read pass, coefficient (fp64, from the unrounded norm), write pass. The norm is returned in `dtype`.
 
         `multiplier` (0-d, positive, on the batch's device) clips the gradients times that number, as unscaling needs:
         the norm is that of the multiplied gradients, and the multiplier is part of the coefficient.
+        `lifted` (fp64, 0-d, there as well) is what came of the read pass, over all ranks: it is not made again.
         """
         raise NotImplementedError
 

@@ -64,12 +64,21 @@ class Cpu(Backend):
         return self.clip_(batch, p, ClipRule(math.inf), dtype)[0].norm  # without a limit nothing is written
 
     def clip_(
-        self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
+        self,
+        batch: Batch,
+        p: float,
+        rule: ClipRule,
+        dtype: torch.dtype,
+        *,
+        multiplier: Tensor | None = None,
+        lifted: Tensor | None = None,
     ) -> tuple[Clipped, Written]:
         factor = _ONE if multiplier is None else multiplier.double()
         if isinstance(rule.max_norm, Tensor):
             rule = rule._replace(max_norm=rule.max_norm.item())  # waits, if it is on a device
-        norm, coef = _C.cpu_clip(batch.table, p=p, rule=rule, multiplier=factor, threads=torch.get_num_threads())
+        norm, coef = _C.cpu_clip(
+            batch.table, p=p, rule=rule, multiplier=factor, lifted=lifted, threads=torch.get_num_threads()
+        )
         if coef == 1:
             return Clipped(_scalar(norm, dtype), _ONE), False  # making a tensor costs 1 us
         return Clipped(_scalar(norm, dtype), _scalar(coef, torch.float64)), True

@@ -87,7 +87,14 @@ class Cuda(Backend):
         return norm
 
     def clip_(
-        self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
+        self,
+        batch: Batch,
+        p: float,
+        rule: ClipRule,
+        dtype: torch.dtype,
+        *,
+        multiplier: Tensor | None = None,
+        lifted: Tensor | None = None,
     ) -> tuple[Clipped, Written]:
         limit = _on_device(rule.max_norm, batch)
         with on(batch.device):
@@ -99,7 +106,8 @@ class Cuda(Backend):
                 rule=rule if limit is None else rule._replace(max_norm=math.inf),
                 max_norm=limit,
                 multiplier=_on_device(multiplier, batch),
-                scratch=_scratch(batch),
+                lifted=lifted,
+                scratch=None if lifted is not None else _scratch(batch),
                 norm=norm,
                 coef=coef,
                 form=_chosen_form(),

@@ -143,11 +143,10 @@ class Gradients:
         """One per batch that is read."""
         # Not a cached_property, whose lock takes 1 us where the caches are full of gradients.
         if self._writes is None:
-            as_read = not self.repeated and all(flat.read is flat.write for flat in self.flats.values())
-            self._writes = [
-                Write(batch, len(batch.tensors), None) if as_read else self._write_of(batch, first)
-                for batch, first in zip(self.reads, self.first_places(), strict=True)
-            ]
+            if not self.repeated and all(flat.read is flat.write for flat in self.flats.values()):
+                self._writes = [Write(batch, len(batch.tensors), None) for batch in self.reads]
+            else:
+                self._writes = list(map(self._write_of, self.reads, self.first_places()))
         return self._writes
 
     def _write_of(self, batch: Batch, first: int) -> Write:
@@ -189,10 +188,14 @@ def gather(items: list[Tensor], attribute: str | None = "grad", *, p: float | No
 
 def from_sweep(items: list[Tensor], gathered: Any, attribute: str | None) -> Gradients:
     """What the compiled sweep found."""
-    batches = [Batch(table.tensors, table.tensors[0].device, table) for table in gathered.lists]
-    grads = Gradients(batches, gathered, attribute, any(table.has_float64 for table in gathered.lists))
-    if any(table.repeated for table in gathered.lists):
-        for table, first in zip(gathered.lists, grads.first_places(), strict=True):
+    tables, batches, is_double = gathered.lists, [], False
+    for table in tables:
+        tensors = table.tensors
+        batches.append(Batch(tensors, tensors[0].device, table))
+        is_double |= table.has_float64
+    grads = Gradients(batches, gathered, attribute, is_double)
+    for table, first in zip(tables, grads.first_places(), strict=True):
+        if table.repeated:
             grads.repeated.update(first + place for place in table.repeated)
     if gathered.survey is not None:
         _add_surveyed(grads, gathered.survey)

@@ -44,7 +44,7 @@ class _Note(NamedTuple):
 
 
 class GradMonitor:
-    """Clips, and records what it sees: norms of all and of each parameter, the coefficient, zeros, the largest element.
+    """Clips, and records what it sees: norms of all and of each parameter, coefficient, zeros, the largest element::
 
         monitor = GradMonitor(model.named_parameters(), sinks=["run.jsonl"])
         for batch in data:

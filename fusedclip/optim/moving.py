@@ -214,4 +214,4 @@ def _there(rule: UpdateRule, device: torch.device) -> UpdateRule:
     """The rule with a learning rate that needs nobody to wait: a number, or one on the device."""
     if not isinstance(rule.lr, Tensor):
         return rule
-    return rule._replace(lr=rule.lr.item() if rule.lr.is_cpu else follow(rule.lr, device).double().reshape(()))
+    return rule._replace(lr=follow(rule.lr, device).double().reshape(()))

@@ -85,7 +85,8 @@ def clip_on_step(
         TypeError: for something that is not a torch optimizer with hooks, such as another library's wrapper of one.
         ValueError: for a limit or an order that is not one; for `defer=True` or "skip" where the optimizer has no
             kernel for it; for `defer=True` with a group's own "max_norm"; if the optimizer clips on step already.
-        What `fusedclip.clip_grad_norm_` raises, it raises from `step()`; nothing has been stepped then.
+
+    What `fusedclip.clip_grad_norm_` raises, `step()` raises; nothing has been stepped then.
 
     Where a GradScaler skips the first step of a fused SGD with momentum, torch leaves uninitialised momentum; this
     leaves what SGD without fused=True has then. With dampening that waits for the device until the first step is made,

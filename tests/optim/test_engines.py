@@ -66,8 +66,8 @@ def assert_same_bits(ours: Streams, theirs: Streams) -> None:
         else:
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     for a, b in zip(ours.masters, theirs.masters, strict=True):
-        if a is not None and b is not None and a.dtype == torch.float16:  # bits, not a number; that of a NaN is 0
-            assert torch.equal(a.view(torch.int16), b.view(torch.int16))
+        if a is not None and b is not None and a.dtype == torch.float16:  # bits that may be a NaN by that name
+            assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 @ENGINES

@@ -73,9 +73,16 @@ class Triton(Backend):
         return _launch().norm(batch, p, dtype)  # type: ignore[no-any-return]
 
     def clip_(
-        self, batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, *, multiplier: Tensor | None = None
+        self,
+        batch: Batch,
+        p: float,
+        rule: ClipRule,
+        dtype: torch.dtype,
+        *,
+        multiplier: Tensor | None = None,
+        lifted: Tensor | None = None,
     ) -> tuple[Clipped, Written]:
-        clipped: Clipped = _launch().clip_(batch, p, rule, dtype, multiplier)
+        clipped: Clipped = _launch().clip_(batch, p, rule, dtype, multiplier, lifted)
         return clipped, _written(clipped.coef)
 
 

@@ -77,19 +77,22 @@ def norm(batch: Batch, p: float, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def clip_(batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, multiplier: Tensor | None) -> Clipped:
+def clip_(
+    batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, multiplier: Tensor | None, lifted: Tensor | None
+) -> Clipped:
     limit = rule.max_norm
     on_device = None if isinstance(limit, float) else follow(limit, batch.device)
     with on(batch.device):
         table = table_for(batch)
         clipped = Clipped(torch.empty((), dtype=dtype, device=batch.device), _empty(batch))
-        _read(table, table.partials, p, per_tile=False)
+        if lifted is None:
+            _read(table, table.partials, p, per_tile=False)
         launch(
             kernels.settle_and_scale_kernel,
             table.programs,
             table,
             table.data,
-            table.partials,
+            table.partials if lifted is None else lifted,
             clipped.norm,
             clipped.coef,
             limit if isinstance(limit, float) else math.inf,
@@ -98,7 +101,7 @@ def clip_(batch: Batch, p: float, rule: ClipRule, dtype: torch.dtype, multiplier
             p,
             table.plan.segments,
             0 if table.overlaps else table.plan.tiles,
-            table.programs,
+            table.programs if lifted is None else 1,
             EPS=rule.eps,
             NORM=number_of(p),
             ZEROS=rule.zero_nonfinite,
