@@ -15,6 +15,7 @@
 #include "update_list.h"
 #ifdef FUSEDCLIP_WITH_CUDA
 #include "cuda/engine.h"
+#include "cuda/update.h"
 #endif
 
 namespace fusedclip {
@@ -299,6 +300,20 @@ PYBIND11_MODULE(_C, m) {
         ++l.writes;
       },
       arg("list"), keywords, arg("bound"));
+  m.attr("cuda_update_scratch_doubles") = cuda::kPreparedDoubles;  // for each parameter
+  m.def(
+      "cuda_update",
+      [](UpdateList& l, const std::string& kind, const py::sequence& rules, py::handle coefs, py::handle skip,
+         py::handle scratch) {
+        const Update rule = update_of(kind);
+        const std::vector<UpdateRow> rows = rows_of(rule, rules, l.device);
+        const UpdateWork work{l.segments, rule, rows, doubles_of(coefs, l.device), flag_of(skip, l.device)};
+        const cuda::Work parameters{l.parameters, l.device.device_id, current_stream(l.device)};
+        double* const space = doubles_of(scratch, l.device);
+        unlocked([&] { cuda::update(work, parameters, space); });
+        ++l.updates;
+      },
+      arg("list"), keywords, arg("kind"), arg("rules"), arg("coefs"), arg("skip").none(true), arg("scratch"));
 #endif
 }
 

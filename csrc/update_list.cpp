@@ -116,7 +116,7 @@ py::object gather_updates(const py::list& rows, const py::list& parameters, cons
     list->tiling.add(list->parameters.back());
   }
   if (PyErr_Occurred()) throw py::error_already_set();
-  if (!odd.empty()) return std::move(odd);
+  if (!odd.empty()) return odd;
   if (overlap(list->parameters))
     throw py::value_error(
         "two of the parameters share memory, which would be updated twice; give the optimizer one of them (tied "

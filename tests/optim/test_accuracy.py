@@ -31,7 +31,7 @@ def errors(parameter: Parameter, exact: Parameter) -> Tensor:
     return (parameter.detach().double() - exact.detach()).abs()
 
 
-@engines("cpu", "reference")
+@engines("cpu", "cuda", "reference", on="cpu")
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"betas": (0.4, 0.95), "maximize": True}], ids=str)
 def test_adamw(engine: Engine, options: dict[str, Any]) -> None:
     start = torch.randn(5000, generator=torch.Generator().manual_seed(0))
@@ -43,7 +43,7 @@ def test_adamw(engine: Engine, options: dict[str, Any]) -> None:
     assert ours.max() <= 1.1 * theirs.max()
 
 
-@engines("cpu", "reference")
+@engines("cpu", "cuda", "reference", on="cpu")
 @pytest.mark.parametrize(
     "options", [{"momentum": 0.9}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}], ids=str
 )
@@ -55,7 +55,7 @@ def test_sgd(engine: Engine, options: dict[str, Any]) -> None:
     assert ours.mean() <= 1.1 * theirs.mean()
 
 
-@engines("cpu", "reference")
+@engines("cpu", "cuda", "reference", on="cpu")
 def test_masters_are_as_exact_as_fp32_parameters(engine: Engine) -> None:
     start = torch.randn(5000, generator=torch.Generator().manual_seed(0)).bfloat16().float()
     exact = run(torch.optim.AdamW, start, torch.float64)
@@ -74,7 +74,7 @@ def test_masters_are_as_exact_as_fp32_parameters(engine: Engine) -> None:
     assert single.mean() < kept.mean()
 
 
-@engines("cpu", "reference")
+@engines("cpu", "cuda", "reference", on="cpu")
 @pytest.mark.parametrize("moments", [None, torch.bfloat16])
 def test_masters_kept_either_way_are_the_same_bits(engine: Engine, moments: torch.dtype | None) -> None:
     start = torch.randn(3000, generator=torch.Generator().manual_seed(0))

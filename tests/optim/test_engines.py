@@ -23,7 +23,13 @@ RULES: list[UpdateRule] = [
 ]
 COEFS = [1.0, 0.37, 1e-70, 1e30, 0.0, float("nan")]
 ENGINES = pytest.mark.parametrize(
-    "name", [b.name for b in ORDER if b.updater and b.name != "reference" and b.missing() is None]
+    "name",
+    [
+        pytest.param(b.name, id=f"{b.name}-cpu")
+        for b in ORDER
+        if b.updater and b.missing() is None and b.refuses(torch.device("cpu"), frozenset(LIST)) is None
+        if b.name != "reference"
+    ],
 )
 LENGTHS = [0, 1, 7, 33, 1025, 70001]
 
