@@ -68,8 +68,7 @@ py::object clip_list(const py::list& items, const py::object& attribute, const p
 PyObject* cpu_clip_list(PyObject*, PyObject* const* args, Py_ssize_t count) {
   try {
     if (count != 8 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[7]))
-      throw py::type_error(
-          "cpu_clip_list(items: list, attribute, p, rule, norm, only_finite, threads, written: list)");
+      throw py::type_error("cpu_clip_list(items: list, attribute, p, rule, norm, only_finite, threads, written: list)");
     const auto object = [&](int i) { return py::reinterpret_borrow<py::object>(args[i]); };
     const int threads = static_cast<int>(PyLong_AsLong(args[6]));
     if (threads == -1 && PyErr_Occurred()) throw py::error_already_set();

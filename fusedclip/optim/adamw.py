@@ -11,7 +11,7 @@ from .step import ClippingOptimizer, Params, keeping_of, learning_rate, limits_o
 
 
 class AdamW(ClippingOptimizer):
-    """torch.optim.AdamW with clip_grad_norm_ in its kernels, and, if wanted, moments in bf16 and fp32 masters.
+    """torch.optim.AdamW with the clip in its kernels, and, if wanted, moments in bf16 and fp32 masters.
 
     Equivalent to::
 

@@ -11,7 +11,7 @@ from .step import ClippingOptimizer, Params, keeping_of, learning_rate, limits_o
 
 
 class SGD(ClippingOptimizer):
-    """torch.optim.SGD with clip_grad_norm_ in its kernels; all else is as in `fusedclip.optim.AdamW`.
+    """torch.optim.SGD with the clip in its kernels; all else is as in `fusedclip.optim.AdamW`.
 
     Equivalent to::
 
