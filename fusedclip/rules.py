@@ -205,9 +205,11 @@ class AdaptiveEachRule(AdaptiveRule, EachRule):
 
     def bind(self, parameters: Sequence[Tensor], names: Sequence[str] | None = None) -> None:
         super().bind(parameters, names)
+        sizes = [parameter.numel() for parameter in parameters]
+        if not self._state and sizes != self._sizes:
+            self._names = self._sizes = None  # of a list that was empty or refused
         if self._names is not None and names is not None and list(names) != self._names:
             raise ValueError(f"{type(self).__name__} has a state for each parameter, and {renamed(self._names, names)}")
-        sizes = [parameter.numel() for parameter in parameters]
         if self._sizes is not None and sizes != self._sizes:
             raise ValueError(
                 f"{type(self).__name__} has a state for each of {len(self._sizes)} parameters, in order, and these "

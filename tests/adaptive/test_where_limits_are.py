@@ -221,3 +221,28 @@ def test_steps_without_gradients_change_nothing() -> None:
     norm = rule.clip_(parameters())
     assert norm.item() == 0
     assert rule.threshold is None
+
+
+@pytest.mark.filterwarnings("ignore:`parameters` is an empty generator")
+def test_skip_spikes_of_nothing_is_no_spike() -> None:
+    rule, params = adaptive.SkipSpikes(), parameters()
+    assert rule.clip_(params).item() == 0
+    fill(params, 0, math.nan)
+    assert rule.clip_(params).item() == 1
+    for parameter in params:
+        parameter.grad = None
+    assert rule.clip_(params).item() == 0
+
+
+@pytest.mark.parametrize("name", ["AdaGC", "EMAClip"])
+def test_a_list_that_was_not_measured_is_not_the_one_to_come(name: str) -> None:
+    rule, params = RULES[name](), parameters()
+    fill(params, 0)
+    expanded = nn.Parameter(torch.zeros(4))
+    expanded.grad = torch.ones(1).expand(4)
+    rule.clip_([])
+    with pytest.raises(RuntimeError, match="is expanded"):
+        rule.clip_([*params, expanded])
+    rule.clip_(params)
+    with pytest.raises(ValueError, match="these 2 are others"):
+        rule.clip_(params[:2])
