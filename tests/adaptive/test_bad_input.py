@@ -50,6 +50,15 @@ def test_options_are_refused(make: Callable[[], object], error: type[Exception],
         make()
 
 
+def test_kl_clip_refuses_before_it_writes() -> None:
+    params = ones((2,), (3,))
+    first = torch.full((2,), 1e6)
+    for second, error in ((torch.ones(1).expand(3), ValueError), (torch.ones(3).to_sparse(), TypeError)):
+        with pytest.raises(error, match=r"preconditioned\[1\] is expanded|parameter 1 has a sparse"):
+            adaptive.kl_clip_(params, [first, second], 1e-3, 1.0)
+        assert first[0] == 1e6
+
+
 def trained(rule: adaptive.AdaptiveRule, *shapes: tuple[int, ...]) -> dict[str, Any]:
     rule.clip_(ones(*(shapes or ((2,), (3,)))))
     return rule.state_dict()
