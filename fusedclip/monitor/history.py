@@ -76,24 +76,28 @@ class History:
         Raises:
             ValueError: for a file that none wrote, or of runs with different parameters.
         """
-        lines = Path(path).read_bytes().splitlines()
         history: History | None = None
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                names = row.get("parameters")
-                record = read_record(row, len(history.names)) if history is not None and names is None else None
-            except (AttributeError, KeyError, TypeError, ValueError) as problem:
-                begun = history is not None and bool(history.records)
-                if is_header(lines[number]) if number < len(lines) else begun:
-                    continue  # a run was stopped while it wrote
-                raise ValueError(f"{path}, line {number}: no record of a GradMonitor ({problem!r})") from None
-            if names is not None:
-                history = _same_run(history, names, path, number)
-            elif history is not None and record is not None:
-                history.add(record)
+        broken: ValueError | None = None  # a line: the run was stopped there, if it is the last or the next one begins
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if broken is not None and not is_header(line):
+                    raise broken
+                broken = None
+                try:
+                    row = json.loads(line)
+                    names = row.get("parameters")
+                    record = read_record(row, len(history.names)) if history and names is None else None
+                except (AttributeError, KeyError, TypeError, ValueError) as problem:
+                    broken = ValueError(f"{path}, line {number}: no record of a GradMonitor ({problem!r})")
+                    continue
+                if names is not None:
+                    history = _same_run(history, names, path, number)
+                elif history and record:
+                    history.add(record)
         if history is None or not history.records:
-            raise ValueError(f"{path} has no records of a GradMonitor; give its sink a path that ends in .jsonl")
+            raise broken or ValueError(
+                f"{path} has no records of a GradMonitor; give its sink a path that ends in .jsonl"
+            )
         return history
 
     def summary(self) -> "Summary":
