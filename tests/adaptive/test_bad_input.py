@@ -83,6 +83,14 @@ def test_the_state_of_another_method_is_refused(
         into.load_state_dict({"a": 1})
 
 
+def test_a_state_that_lacks_entries_is_refused() -> None:
+    rule = adaptive.ZClip()
+    state = trained(rule)
+    del state["state"]["var"]
+    with pytest.raises(ValueError, match="this ZClip state has other entries: mean, count"):
+        rule.load_state_dict(state)
+
+
 def test_other_parameters_are_refused() -> None:
     rule = adaptive.AdaGC()
     state = trained(rule, (2,), (3,))

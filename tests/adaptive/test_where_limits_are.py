@@ -3,11 +3,13 @@
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed import checkpoint
 
 from fusedclip import adaptive, amp
 from fusedclip.adaptive import AdaptiveRule
@@ -214,6 +216,37 @@ def test_a_rule_can_be_copied() -> None:
     fill(params, 0)
     rule.clip_(params)
     same(copy.deepcopy(rule).state_dict(), rule.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("name", RULES)
+def test_a_distributed_checkpoint_restores_a_rule(name: str, tmp_path: Path) -> None:
+    """It loads in place, and only what a new rule's state_dict has."""
+    rule, other, params = RULES[name](), RULES[name](), parameters()
+    for step in range(5):
+        fill(params, step)
+        rule.clip_(params)
+    checkpoint.save({"clip": rule.state_dict()}, checkpoint_id=tmp_path)
+    other.bind(params)
+    saved = {"clip": other.state_dict()}
+    checkpoint.load(saved, checkpoint_id=tmp_path)
+    other.load_state_dict(saved["clip"])
+    same(rule.state_dict(), other.state_dict())
+    fill(params, 5)
+    norm = rule.clip_(params)
+    fill(params, 5)
+    assert torch.equal(other.clip_(params), norm)
+    same(rule.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_state_saved_before_the_first_step(name: str) -> None:
+    rule, other, params = RULES[name](), RULES[name](), parameters()
+    other.load_state_dict(rule.state_dict())
+    for one in (rule, other):
+        fill(params, 0)
+        one.clip_(params)
+    same(rule.state_dict(), other.state_dict())
 
 
 def test_steps_without_gradients_change_nothing() -> None:
