@@ -151,7 +151,7 @@ class AdaptiveRule(ABC):
         """Go on where `state_dict` was taken. The options stay those of this object.
 
         Raises:
-            ValueError: for the state of another method, or of other options that shape the state.
+            ValueError: for the state of another method or of other options that shape it, or one that lacks entries.
         """
         if not isinstance(saved, Mapping) or not {"method", "options", "state"} <= set(saved):
             raise ValueError(f"{type(self).__name__}.load_state_dict takes what its state_dict returned")
