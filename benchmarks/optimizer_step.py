@@ -5,6 +5,7 @@ Two kinds of rows, for both limits: "step", of which each way is the whole step 
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -17,10 +18,12 @@ from benchmarks.results import Row
 from benchmarks.suites import BOTH
 from benchmarks.timing import Entry
 from fusedclip.amp import unscale_and_clip_grad_norm_
-from fusedclip.optim import clip_on_step
+from fusedclip.optim import AdamW, clip_on_step
 
 STEP, TORCH, DROP_IN = "step alone", "torch's clip", "drop-in"
 SCALES, DEFERS, CHOOSES = "on step, defer=False", "on step, defer=True", "on step, defer=None"
+OWN, OWN_PLAIN = "fusedclip.optim.AdamW", "fusedclip.optim.AdamW, max_norm=None"
+OWN_BF16, OWN_SPLIT = "the same, bf16 moments", "the same, bf16 model, split master"
 UNSCALE_TORCH, UNSCALE_OURS = "torch: unscale_ + clip", "fusedclip: unscale_and_clip"
 LOSS_SCALE = 65536.0
 
@@ -44,6 +47,17 @@ class _Bench:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-9, fused=True)
         self.optimizer.step()  # makes its state
         self.norm = float(fusedclip.get_total_norm(self.gradients.tensors))
+        self.rounded = [torch.nn.Parameter(p.detach().bfloat16()) for p in self.parameters]
+        for half, parameter in zip(self.rounded, self.parameters, strict=True):
+            half.grad = None if parameter.grad is None else parameter.grad.bfloat16()
+        self.owns = {
+            OWN_PLAIN: AdamW(self.parameters, lr=1e-9),
+            OWN: AdamW(self.parameters, lr=1e-9, max_norm=1.0),
+            OWN_BF16: AdamW(self.parameters, lr=1e-9, max_norm=1.0, moments=torch.bfloat16),
+            OWN_SPLIT: AdamW(self.rounded, lr=1e-9, max_norm=1.0, master="split"),
+        }
+
+        self.others = _others(self.parameters) if settings.device.type == "cpu" else {}
 
     def row(self, operation: str, entries: list[Entry], seconds: float) -> Row:
         row = row_of("float32", operation, self.workload, self.gradients, self.settings)
@@ -63,6 +77,20 @@ class _Bench:
 
             return call
 
+        def own(way: str) -> Callable[[], object]:
+            optimizer = self.owns[way]
+            group = optimizer.param_groups[0]
+
+            def call() -> None:
+                if way != OWN_PLAIN:
+                    group["max_norm"] = limit
+                optimizer.step()
+
+            return call
+
+        def clip_before(step: Callable[[], object]) -> Callable[[], object]:
+            return lambda: (clip_grad_norm_(self.parameters, limit), step())
+
         ways = {
             STEP: self.optimizer.step,
             TORCH: clipping(clip_grad_norm_),
@@ -70,6 +98,8 @@ class _Bench:
             SCALES: on_step(False),
             DEFERS: on_step(True),
             CHOOSES: on_step(None),
+            **{way: own(way) for way in self.owns},
+            **{way: clip_before(step) for way, step in self.others.items()},
         }
         return [Entry(way, call, self.gradients.restore) for way, call in ways.items()]
 
@@ -91,3 +121,17 @@ class _Bench:
             unscale_and_clip_grad_norm_(scaler, self.optimizer, limit)
 
         return [Entry(UNSCALE_TORCH, torchs, before), Entry(UNSCALE_OURS, ours, before)]
+
+
+def _others(parameters: list[torch.nn.Parameter]) -> dict[str, Callable[[], object]]:
+    """Steps of optimizers by others, as far as they are installed; torch's clip comes before them."""
+    steps: dict[str, Callable[[], object]] = {}
+    with suppress(Exception):  # whatever an import of it raises where it cannot be compiled
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        steps["torch's clip, DeepSpeedCPUAdam"] = DeepSpeedCPUAdam(parameters, lr=1e-9, adamw_mode=True).step
+    with suppress(ImportError):
+        from torchao.optim import _AdamW
+
+        steps["torch's clip, torchao _AdamW"] = _AdamW(parameters, lr=1e-9).step
+    return steps

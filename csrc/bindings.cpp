@@ -8,10 +8,14 @@
 #include "cpu/engine.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
+#include "cpu/patterns.h"
+#include "cpu/update.h"
 #include "tensor_list.h"
 #include "torch_tensors.h"
+#include "update_list.h"
 #ifdef FUSEDCLIP_WITH_CUDA
 #include "cuda/engine.h"
+#include "cuda/update.h"
 #endif
 
 namespace fusedclip {
@@ -40,32 +44,37 @@ ClipRule as_rule(PyObject* tuple) {
 }
 
 py::object clip_list(const py::list& items, const py::object& attribute, const py::object& p, const ClipRule& rule,
-                     bool only_finite, int threads, const py::list& written) {
+                     const py::object& norm, bool only_finite, int threads, const py::list& written) {
   Gathered gathered = gather(items, attribute, p);
   if (!gathered.is_ordinary()) return py::cast(std::move(gathered));
   const TensorList& l = *gathered.lists[0];
-  const double order = p.cast<double>();
-  const auto r = unlocked([&] { return cpu::clip(work(l), order, rule, 1.0, only_finite, threads); });
+  const double order = p.cast<double>(), known = norm.is_none() ? 0 : norm.cast<double>();
+  const auto r = unlocked([&, measured = norm.is_none()] {
+    return measured ? cpu::clip(work(l), order, rule, 1.0, only_finite, threads)
+                    : cpu::settle_and_scale(work(l), HUGE_VAL, known, rule, 1.0, threads);
+  });
   if (only_finite && !std::isfinite(r.norm)) return py::cast(std::move(gathered));
   // Before Python can run: an interrupt that came meanwhile is raised as soon as it does.
   if (r.coef != 1 && PyList_SetSlice(written.ptr(), 0, 0, l.tensors.ptr()) != 0) throw py::error_already_set();
   return py::make_tuple(r.norm, l.has_float64);
 }
 
-// cpu_clip_list(items, attribute, p, rule, only_finite, threads, written): gather and cpu_clip at once. Python code
-// between the two and after them is slow, as it finds the caches full of gradients (11 us of the 70 us for 300 tensors
-// of 4,096). Returns (norm, whether it is fp64) with the tensors that were written in `written`; or what was gathered,
-// with nothing done, where the list is not an ordinary one on the CPU, or the norm is not finite and `only_finite` ones
-// are wanted. Called without pybind11, whose dispatch would be a tenth of the smallest call.
+// cpu_clip_list(items, attribute, p, rule, norm, only_finite, threads, written): gather and cpu_clip at once; without
+// the read pass, if the norm is known. Python code between the two and after them is slow, as it finds the caches full
+// of gradients (11 us of the 70 us for 300 tensors of 4,096). Returns (norm, whether it is fp64) with the tensors that
+// were written in `written`; or what was gathered, with nothing done, where the list is not an ordinary one on the CPU,
+// or the norm is not finite and `only_finite` ones are wanted. Called without pybind11, whose dispatch would be a tenth
+// of the smallest call.
 PyObject* cpu_clip_list(PyObject*, PyObject* const* args, Py_ssize_t count) {
   try {
-    if (count != 7 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[6]))
-      throw py::type_error("cpu_clip_list(items: list, attribute, p, rule, only_finite, threads, written: list)");
+    if (count != 8 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[7]))
+      throw py::type_error(
+          "cpu_clip_list(items: list, attribute, p, rule, norm, only_finite, threads, written: list)");
     const auto object = [&](int i) { return py::reinterpret_borrow<py::object>(args[i]); };
-    const int threads = static_cast<int>(PyLong_AsLong(args[5]));
+    const int threads = static_cast<int>(PyLong_AsLong(args[6]));
     if (threads == -1 && PyErr_Occurred()) throw py::error_already_set();
-    return clip_list(py::reinterpret_borrow<py::list>(args[0]), object(1), object(2), as_rule(args[3]),
-                     args[4] == Py_True, threads, py::reinterpret_borrow<py::list>(args[6]))
+    return clip_list(py::reinterpret_borrow<py::list>(args[0]), object(1), object(2), as_rule(args[3]), object(4),
+                     args[5] == Py_True, threads, py::reinterpret_borrow<py::list>(args[7]))
         .release()
         .ptr();
   } catch (py::error_already_set& error) {
@@ -110,6 +119,11 @@ void use_instruction_set(const std::string& name) {
   throw std::invalid_argument("this build or this processor has no instruction set " + name);
 }
 
+// (streams, ahead, by_page), as Pattern has them.
+using PatternTuple = std::tuple<int, int, bool>;
+PatternTuple as_tuple(const cpu::Pattern& p) { return {p.streams, p.ahead, p.by_page}; }
+cpu::Pattern as_pattern(const PatternTuple& t) { return {std::get<0>(t), std::get<1>(t), std::get<2>(t)}; }
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -121,6 +135,10 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_architectures") = FUSEDCLIP_CUDA_ARCHITECTURES;  // empty: built without the CUDA half
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set, "For tests: all sets return the same bits.");
+  m.def("patterns", [] { return std::pair(as_tuple(cpu::patterns().read), as_tuple(cpu::patterns().write)); });
+  m.def("use_patterns", [](const PatternTuple& read, const PatternTuple& write) {
+    cpu::use_patterns({as_pattern(read), as_pattern(write)});
+  });
 
   py::class_<TensorList, std::shared_ptr<TensorList>>(m, "TensorList")
       .def("__len__", &TensorList::size)
@@ -200,6 +218,19 @@ PYBIND11_MODULE(_C, m) {
       },
       "Whether all segments were written, or none; or, for each, whether it was.", arg("list"), keywords, arg("bound"),
       arg("threads"));
+  py::class_<UpdateList, std::shared_ptr<UpdateList>>(m, "UpdateList").def_readonly("updates", &UpdateList::updates);
+  m.def("gather_updates", &gather_updates, arg("rows"), arg("parameters"), arg("gradients"), arg("states"),
+        arg("masters"), arg("steps").none(true));
+  m.def(
+      "cpu_update",
+      [](UpdateList& l, const std::string& kind, const py::sequence& rules, py::handle coefs, py::handle skip,
+         int threads) {
+        const Update rule = update_of(kind);
+        const std::vector<UpdateRow> rows = rows_of(rule, rules, l.device);
+        const UpdateWork work{l.segments, rule, rows, doubles_of(coefs, l.device), flag_of(skip, l.device)};
+        l.updates += unlocked([&] { return cpu::update(work, l.parameters, l.tiling, threads); });
+      },
+      arg("list"), keywords, arg("kind"), arg("rules"), arg("coefs"), arg("skip").none(true), arg("threads"));
 #ifdef FUSEDCLIP_WITH_CUDA
   // On torch's current stream; none waits for the device.
   m.def("cuda_missing", &cuda::missing);
@@ -269,6 +300,20 @@ PYBIND11_MODULE(_C, m) {
         ++l.writes;
       },
       arg("list"), keywords, arg("bound"));
+  m.attr("cuda_update_scratch_doubles") = cuda::kPreparedDoubles;  // for each parameter
+  m.def(
+      "cuda_update",
+      [](UpdateList& l, const std::string& kind, const py::sequence& rules, py::handle coefs, py::handle skip,
+         py::handle scratch) {
+        const Update rule = update_of(kind);
+        const std::vector<UpdateRow> rows = rows_of(rule, rules, l.device);
+        const UpdateWork work{l.segments, rule, rows, doubles_of(coefs, l.device), flag_of(skip, l.device)};
+        const cuda::Work parameters{l.parameters, l.device.device_id, current_stream(l.device)};
+        double* const space = doubles_of(scratch, l.device);
+        unlocked([&] { cuda::update(work, parameters, space); });
+        ++l.updates;
+      },
+      arg("list"), keywords, arg("kind"), arg("rules"), arg("coefs"), arg("skip").none(true), arg("scratch"));
 #endif
 }
 

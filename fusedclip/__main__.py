@@ -2,15 +2,25 @@
 
 `python -m fusedclip check` prints that and runs every engine against the reference; see `check.py`.
 `python -m fusedclip report RUN.jsonl` shows what a `GradMonitor` wrote there.
+`python -m fusedclip run -m MODULE ...` (or a script) runs it with torch's clipping functions redirected to ours.
 """
 
 import argparse
+import mmap
+import os
 import platform
+import runpy
+import statistics
 import sys
+import time
+from itertools import product
+from pathlib import Path
 
 import torch
 
-from . import __version__, _extension, backends, check
+from . import __version__, _extension, backends, check, clip, patch_torch
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def _extension_line() -> str:
@@ -28,11 +38,52 @@ def _devices() -> str:
     return ", ".join(names)
 
 
+def _patterns() -> str:
+    """How the CPU engine goes through memory."""
+
+    def said(streams: int, ahead: int, by_page: bool) -> str:
+        turns = "one stream" if streams == 1 else f"{streams} streams turn about"
+        return f"{turns}, asking for each {'page' if by_page else 'line'} {ahead:,} bytes ahead" if ahead else turns
+
+    read, write = _extension.C.patterns()
+    return f"read in {said(*read)}; written in {said(*write)} (FUSEDCLIP_CPU_PATTERN changes it)"
+
+
+def _pages() -> str:
+    """Which pages the memory of torch's large tensors is in, and what larger ones would bring."""
+    chosen = HUGE_PAGES.read_text() if HUGE_PAGES.exists() else "[never]"
+    if "[always]" in chosen or ("[madvise]" in chosen and os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"):
+        return "2 MiB"
+    if "[never]" in chosen:
+        return "the system's own alone (it is not set to give larger ones to programs that ask)"
+    small, large = _read_rates([mmap.MADV_NOHUGEPAGE, mmap.MADV_HUGEPAGE])
+    return f"4 KiB; with THP_MEM_ALLOC_ENABLE=1 2 MiB, in which a norm reads {large:.0f} GB/s instead of {small:.0f}"
+
+
+def _read_rates(advices: list[int], size: int = 128 << 20, rounds: int = 15) -> list[float]:
+    """GB/s of a norm over so many bytes in each kind of pages, taken in turns."""
+    times: list[list[float]] = [[] for _ in advices]
+    lists = []
+    for advice in advices:
+        memory = mmap.mmap(-1, size)
+        memory.madvise(advice)
+        lists.append([torch.frombuffer(memory, dtype=torch.float32).fill_(1.0)])
+    with backends.use("cpu"):
+        for _, (gradients, spent) in product(range(rounds), zip(lists, times, strict=True)):
+            start = time.perf_counter()
+            clip.get_total_norm(gradients)
+            spent.append(time.perf_counter() - start)
+    return [size / statistics.median(spent) / 1e9 for spent in times]
+
+
 def describe() -> None:
     python = f"Python {platform.python_version()} on {platform.machine()}"
     print(f"fusedclip  {__version__}, torch {torch.__version__}, {python}")
     print(f"extension  {_extension_line()}")
     print(f"devices    {_devices()}")
+    if "cpu" in backends.available():
+        print(f"memory     {_patterns()}")
+        print(f"pages      {_pages()}")
     print("engines, in order of preference (all of float32, float64, bfloat16, float16):")
     print("  " + backends.explain().replace("\n", "\n  "))
 
@@ -55,6 +106,18 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run(arguments: argparse.Namespace) -> int:
+    """A program under `patch_torch()`, as python itself would run it."""
+    sys.argv = [arguments.program, *arguments.arguments]
+    patch_torch()
+    if arguments.m:
+        runpy.run_module(arguments.program, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = os.path.dirname(os.path.abspath(arguments.program))
+        runpy.run_path(arguments.program, run_name="__main__")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser("python -m fusedclip", description="What is here, and which engine serves what.")
     commands = parser.add_subparsers(dest="command", title="commands")
@@ -63,9 +126,13 @@ def main() -> int:
     told.add_argument("run", metavar="RUN.jsonl")
     told.add_argument("--plot", metavar="OUT.png", help="draw it (needs matplotlib)")
     told.add_argument("--clip-rate", type=float, default=0.1, help="of the suggested limit (default: %(default)s)")
+    ran = commands.add_parser("run", help="run a program after patch_torch()")
+    ran.add_argument("-m", action="store_true", help="the program is a module's name, not a script")
+    ran.add_argument("program")
+    ran.add_argument("arguments", nargs=argparse.REMAINDER, help="of the program")
     arguments = parser.parse_args()
-    if arguments.command == "report":
-        return report(arguments)
+    if arguments.command in ("report", "run"):
+        return (report if arguments.command == "report" else run)(arguments)
     describe()
     return check.main() if arguments.command == "check" else 0
 

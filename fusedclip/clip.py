@@ -6,7 +6,7 @@ from typing import Literal, SupportsFloat
 
 from torch import Tensor
 
-from . import norms, passes
+from . import passes
 from .arguments import (
     Elsewhere,
     Group,
@@ -146,9 +146,8 @@ def clip_grads_with_norm_(
     """
     refuse_tracing()
     limit, norm = check_max_norm(max_norm), check_total_norm(total_norm)
-    grads = _gather(parameters, grad_attr)
-    if grads.reads:
-        passes.scale_(grads, ClipRule(limit)(norms.on_device(norm, grads.device)))
+    items = parameter_list(parameters, grad_attr)
+    passes.clip_list_(items, grad_attr, 2.0, ClipRule(limit), False, None, norm)
 
 
 @outside_graphs

@@ -34,26 +34,34 @@ def clip_list_(
     rule: ClipRule,
     error_if_nonfinite: bool,
     peers: Peers | None,
+    known: float | Tensor | None = None,
 ) -> Tensor:
-    """The norm of the gradients of `items`, which are clipped; or of the items themselves, if `attribute` is None."""
+    """The norm of the gradients of `items`, which are clipped; or of the items themselves, if `attribute` is None.
+
+    `known` is taken for the norm, and nothing is measured.
+    """
     in_one_call = peers is None and type(rule.max_norm) is float
     engine = backends.for_lists() if in_one_call else None
-    if engine is None:
-        grads = gather(items, attribute, p=p)
-    else:
+    if engine is not None and (known is None or type(known) is float):
         written: list[Tensor] = []
         try:
-            found = engine.clip_list_(items, attribute, p, rule, error_if_nonfinite, written)
+            found = engine.clip_list_(items, attribute, p, rule, known, error_if_nonfinite, written)
         finally:
             if written:
                 increment_version(written)
         if type(found) is Tensor:
             return found
         grads = from_sweep(items, found, attribute)
+    else:
+        grads = gather(items, attribute, p=p)
     if attribute is None:
         return handed_out(norm(grads, p, error_if_nonfinite=error_if_nonfinite, peers=peers), grads)
     if not grads.reads:
         explain_no_gradients(items, attribute)
+    if known is not None:
+        exact = norms.on_device(known, grads.device)
+        scale_(grads, rule(exact))
+        return exact
     return handed_out(clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers).norm, grads)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.utils.clip_grad as torch_clip
 
-from . import clip
+from . import clip, compile
 from .torch_internals import TorchOnly, as_torch
 
 _OURS: dict[str, Callable[..., Any]] = {
@@ -54,9 +54,10 @@ def patch_torch() -> Patch:
     `clip_grads_with_norm_`) call fusedclip.
 
     Holders of the functions, by whatever name and from whenever, are included: the function objects stay the same.
-    Calls that are being compiled (torch.compile, fullgraph too) or traced (torch.jit.trace, make_fx, FakeTensorMode)
-    are still torch's. For lists with DTensors the norm is one, too, as torch's would be: replicated, on a mesh of one
-    dimension, and made by a functional collective.
+    Calls that are being traced (torch.jit.trace, make_fx, FakeTensorMode) are still torch's, and so are compiled ones
+    (torch.compile, fullgraph too) with gradients that no operator of ours takes: other than plain and dense ones.
+    For lists with DTensors the norm is one, too, as torch's would be: replicated, on a mesh of one dimension, and made
+    by a functional collective.
 
     Returns:
         A handle with `.remove()`, which is a context manager too. Patches nest, in several threads too; torch is
@@ -79,14 +80,16 @@ def patch_torch() -> Patch:
 def _replacement(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
     """Calls ours, and torch's for what only torch can do."""
     noun = "tensors" if ours is clip.get_total_norm else "parameters"
+    traced = compile.TRACED[ours]
 
     def ours_or_original(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():  # a constant for dynamo, which so traces torch's function as without us
-            return original(*args, **kwargs)
         if args:
             args = (_kept(args[0]), *args[1:])
         elif noun in kwargs:
             kwargs[noun] = _kept(kwargs[noun])
+        if torch.compiler.is_compiling():  # a constant for dynamo
+            result = traced(*args, **kwargs)
+            return original(*args, **kwargs) if result is NotImplemented else result
         token = as_torch.set(True)
         try:
             return ours(*args, **kwargs)

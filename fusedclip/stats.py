@@ -75,7 +75,7 @@ def get_grad_stats(tensors: Tensors, norm_type: SupportsFloat | str = 2.0, *, gr
     p = _check_order(norm_type)
     peers = peers_of(check_group(group), None, [])
     grads = gather(as_list(tensors, "tensors"), None, p=_MODULUS)
-    return _finished(*passes.stats_of(passes.stats_each(grads), grads, peers), grads, p)
+    return as_stats(*finished(*passes.stats_of(passes.stats_each(grads), grads, peers), grads, p))
 
 
 @outside_graphs
@@ -119,7 +119,7 @@ def clip_grad_norm_with_stats_(
     if error_if_nonfinite:
         passes.raise_if_nonfinite(norm, lifted[row], grads, p)
     passes.scale_(grads, norms.clipped(norm, p, rule).coef, zero=rule.zero_nonfinite)
-    return _finished(by_entry, total, grads, p)
+    return as_stats(*finished(by_entry, total, grads, p))
 
 
 def _check_order(norm_type: SupportsFloat | str) -> float:
@@ -132,12 +132,17 @@ def _check_order(norm_type: SupportsFloat | str) -> float:
     return p
 
 
-def _finished(by_entry: Tensor, total: Tensor, grads: Gradients, p: float) -> GradStats:
-    """Lifted statistics, [5, T] and [5], as what the caller is given."""
+def finished(by_entry: Tensor, total: Tensor, grads: Gradients, p: float) -> tuple[Tensor, Tensor]:
+    """Lifted statistics, [5, T] and [5], as magnitudes, [3, T + 1], and counts, [2, T + 1], those of all last."""
     lifted = torch.cat([by_entry, total.unsqueeze(1)], 1)
     norm = norms.finish(lifted[norms.ROWS[p]], p)
     magnitudes = passes.as_result(torch.stack([norm, lifted[norms.MAGNITUDES], lifted[norms.LARGEST]]), grads)
     counts = lifted[norms.ZEROS : norms.NONFINITE + 1].round().long()  # of replicas each rank counts a part
-    norm, abs_sum, abs_max, zeros, nonfinite = *magnitudes, *counts
+    return magnitudes, counts
+
+
+def as_stats(magnitudes: Tensor, counts: Tensor) -> GradStats:
+    """As what the caller is given."""
+    norm, abs_sum, abs_max, zeros, nonfinite = *magnitudes.unbind(), *counts.unbind()
     together = Stats(norm[-1], abs_sum[-1], abs_max[-1], zeros[-1], nonfinite[-1])
     return GradStats(norm[:-1], abs_sum[:-1], abs_max[:-1], zeros[:-1], nonfinite[:-1], together)

@@ -54,11 +54,12 @@ class Engine:
         return {torch.float64: 1000.0, torch.float32: 1.5}.get(dtype, 1.0)
 
 
-def _found(names: tuple[str, ...] = (), on: str = "") -> list[object]:
+def found(names: tuple[str, ...] = (), on: str = "") -> list[Engine]:
+    """The engines of this machine, with each device that they serve."""
     wanted = os.environ.get("FUSEDCLIP_ENGINES", "").split(",")
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return [
-        pytest.param(Engine(b.name, d), id=f"{b.name}-{d}", marks=[pytest.mark.gpu] if d == "cuda" else [])
+        Engine(b.name, d)
         for b in ORDER
         for d in devices
         if b.missing() is None and b.refuses(torch.device(d), FLOATING) is None
@@ -67,7 +68,14 @@ def _found(names: tuple[str, ...] = (), on: str = "") -> list[object]:
     ]
 
 
-@pytest.fixture(params=_found())
+def _params(engines: list[Engine]) -> list[object]:
+    return [
+        pytest.param(one, id=f"{one.name}-{one.device}", marks=[pytest.mark.gpu] if one.device == "cuda" else [])
+        for one in engines
+    ]
+
+
+@pytest.fixture(params=_params(found()))
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine and a device that it serves; everything inside the test goes through it."""
     with backends.use(request.param.name):
@@ -78,7 +86,7 @@ def engines(*names: str, on: str = "") -> pytest.MarkDecorator:
     """Runs a test with these engines alone, on that device alone."""
     reason = f"no {' or '.join(names)} engine for a GPU" if torch.cuda.is_available() else NO_GPU
     nothing = pytest.param(None, id="gpu", marks=[pytest.mark.gpu, pytest.mark.skip(reason=reason)])
-    return pytest.mark.parametrize("engine", _found(names, on) or [nothing], indirect=True)
+    return pytest.mark.parametrize("engine", _params(found(names, on)) or [nothing], indirect=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

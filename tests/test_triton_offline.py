@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
@@ -15,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fusedclip import dtypes
-from fusedclip.backends.triton import kernels, norms, tiles, tuning
+from fusedclip.backends.triton import kernels, norms, tiles, tuning, update, update_kernels
 
 from .conftest import ALL, EXAMPLES
 
@@ -27,6 +28,8 @@ DTYPES["MIXED"] = sum(DTYPES.values())
 POINTERS = {
     "table": "*i64", "partials": "*fp64", "out": "*fp64", "coefs": "*fp64", "norm_out": "*fp32", "coef_out": "*fp64",
     "max_norm_on_device": "*fp32", "multiplier": "*fp32", "p": "fp64", "bound": "fp64", "max_norm": "fp64",
+    "prepared": "*fp64", "coef": "*fp64", "skip": "*fp32", "lr_on_device": "*fp64", "lr": "fp64", "second": "fp64",
+    "third": "fp64", "fourth": "fp64", "fifth": "fp64",
 }  # fmt: skip
 THREADS = 128
 # What a norm adds is the same on all of NVIDIA's: an ordinary run compiles every norm for one architecture, and
@@ -135,6 +138,36 @@ def check_write(asm: dict[str, Any], target: str, dtypes: str, tmp_path: Path) -
     check_registers(asm, target, tmp_path)
     assert count_wide(asm, target, "load") >= wide_expected(target, dtypes)
     assert count_wide(asm, target, "store") >= wide_expected(target, dtypes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "types", "kept"),
+    [
+        ("adamw", "float32 float32 float32 float32", 0),
+        ("adamw", "float32 float32 bfloat16 bfloat16", 0),
+        ("adamw", "bfloat16 bfloat16 float32 float32", update_kernels.SPLIT.value),
+        ("adamw_amsgrad", "float16 float32 float32 float32 float32", update_kernels.WHOLE.value),
+        ("adamw", "float64 float64 float64 float64", 0),
+        ("sgd_nesterov", "float32 float32 float32", 0),
+        ("sgd", "bfloat16 bfloat16", 0),
+    ],
+)
+@pytest.mark.parametrize("target", TARGETS)
+def test_updates(target: str, kind: str, types: str, kept: int, tmp_path: Path) -> None:
+    places = tuple(update.PLACES[getattr(torch, name)] for name in types.split())
+    shaped = tuning_of(target).for_statistics()
+    step = update.step_of(shaped)
+    shape = {"STREAMS": len(places) + (kept > 0) + 1, "STEP": step, "TILE": update.STEPS_PER_TILE * step}
+    asm = compiled(update_kernels.update_kernel, target, shaped, KIND=kind, TYPES=places, KEPT=kept, **shape)
+    check_registers(asm, target, tmp_path, shaped)
+    wide = sum(name in ("float32", "float64") for name in types.split())  # of 16-bit ones, beside them, 8 bytes
+    assert count_wide(asm, target, "load") >= wide
+    assert count_wide(asm, target, "store") >= wide - 1
+    constants = {"KIND": kind, "MAXIMIZE": False, "IN_DOUBLE": False, "STEPS": 1 if kind != "sgd" else None}
+    check_registers(compiled(update_kernels.prepare_kernel, target, shaped, **constants), target, tmp_path, shaped)
+    if target != "gfx942":
+        assert ".ftz" not in asm["ptx"]
+        assert not re.search(r"\b(fma\.rn|div\.full|sqrt\.approx)", asm["ptx"])
 
 
 @pytest.mark.parametrize("norm", NORMS)

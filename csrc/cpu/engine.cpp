@@ -11,6 +11,7 @@
 #include "../overlap.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "patterns.h"
 #include "shares.h"
 
 namespace fusedclip::cpu {
@@ -80,7 +81,7 @@ void read(const Work& work, double p, Shares& shares, int thread, Partials& part
   const Kernels& k = kernels();
   const Norm norm = norm_of(p);
   read(work, shares, thread, [&](int64_t tile, const Tile& t) {
-    partials[tile] = k.lift(work.segments[t.segment].dtype, norm, p, t.data, t.count);
+    partials[tile] = k.lift(work.segments[t.segment].dtype, norm, p, t.data, t.count, patterns().read);
   });
 }
 
@@ -99,7 +100,7 @@ void scale_tiles(const Work& work, const double* coefs, int64_t stride, bool zer
     if (coef == 0 && zero)
       std::memset(t.data, 0, t.count * size_of(dtype));
     else
-      k.scale(dtype, coef, t.data, t.count);
+      k.scale(dtype, coef, t.data, t.count, patterns().write);
   });
 }
 
@@ -141,7 +142,7 @@ void stats(const Work& work, int max_threads, double* out) {
   Shares shares = shares_for(work, threads);
   in_parallel(threads, [&](int thread, int) {
     read(work, shares, thread, [&](int64_t tile, const Tile& t) {
-      partials[tile] = k.stats(work.segments[t.segment].dtype, t.data, t.count);
+      partials[tile] = k.stats(work.segments[t.segment].dtype, t.data, t.count, patterns().read);
     });
   });
   const size_t n = work.segments.size();
@@ -205,14 +206,15 @@ std::vector<bool> clamp(const Work& work, double bound, int max_threads) {
   bool in_one_order = false;
   Shares shares = shares_for(work, threads);
   in_parallel(threads, [&](int thread, int) {
-    write(work, shares, thread, [&](int64_t tile, const Tile& t) {
+    // Nothing has been read before, and all of it is read now.
+    read(work, shares, thread, [&](int64_t tile, const Tile& t) {
       const DType dtype = work.segments[t.segment].dtype;
       // Only what has to be written is worth asking whether it overlaps.
       if (!asked.load(std::memory_order_acquire)) {
-        if (k.lift(dtype, Norm::kMax, 0, t.data, t.count) <= bound) return;
+        if (k.lift(dtype, Norm::kMax, 0, t.data, t.count, patterns().read) <= bound) return;
         std::call_once(once, [&] { in_one_order = overlap(work.segments), asked = true; });
       }
-      if (!in_one_order) changed[tile] = k.clamp(dtype, bound, t.data, t.count);
+      if (!in_one_order) changed[tile] = k.clamp(dtype, bound, t.data, t.count, patterns().read);
     });
   });
   if (in_one_order) return clamp(work, bound, 1);

@@ -27,6 +27,8 @@ constexpr int kVectors = 256 / kVectorBytes;
 // Elements per fp64 sum. A block is still in the first-level cache when it has to be read again.
 constexpr int64_t kBlock = 8192;
 
+constexpr size_t kLine = 64, kPage = 4096;
+
 // 16-bit elements go through float lanes, a run of elements at a time. Their squares are exact; a lane takes 16 of
 // them in 15 roundings, adding four lanes to one takes 2 more, and all the rest is fp64. So a sum is off by
 // 17 * 2^-24 = 1.02e-6 of itself at most, whatever stands beside what, and the norm for p = 2 by half of that.
@@ -47,16 +49,46 @@ inline V lifted(V x) {
   return N::template lift<Math>(x);
 }
 
-// Calls body(pointer to kLanes<A> elements) over x[0..n); the last call gets a copy padded with `pad`.
-template <class A, class T, class Body>
-inline void for_lanes(const T* x, int64_t n, T pad, Body body) {
+template <int n>
+using Streams = std::integral_constant<int, n>;
+
+// Calls body(streams, x, count) over x[0..n): so many blocks to be gone through turn about, of `count` elements each.
+template <class T, class Body>
+inline void for_blocks(T* x, int64_t n, int streams, const Body& body) {
   int64_t i = 0;
-  for (; i + kLanes<A> <= n; i += kLanes<A>) body(x + i);
+  const auto take = [&](auto k) {
+    for (; i + k * kBlock <= n; i += k * kBlock) body(k, x + i, kBlock);
+  };
+  if (streams >= 4) take(Streams<4>{});
+  if (streams >= 2) take(Streams<2>{});
+  for (; i < n; i += kBlock) body(Streams<1>{}, x + i, n - i < kBlock ? n - i : kBlock);
+}
+
+// When the `bytes` at x are reached. Asking for memory that is not there does nothing.
+inline void prefetch(const void* x, size_t bytes, int ahead, bool by_page) {
+  const char* const there = static_cast<const char*>(x) + ahead;
+  if (!by_page)
+    for (size_t b = 0; b < bytes; b += kLine) __builtin_prefetch(there + b);
+  else if (reinterpret_cast<uintptr_t>(x) % kPage < bytes)
+    __builtin_prefetch(there);
+}
+
+// Calls body(stream, pointer to kLanes<A> elements) over so many blocks of n elements, the first of which is at x. In a
+// single block the last call gets a copy padded with `pad`.
+template <class A, int streams, class T, class Body>
+inline void for_lanes(const T* x, int64_t n, T pad, Pattern pattern, Body body) {
+  int64_t i = 0;
+  for (; i + kLanes<A> <= n; i += kLanes<A>)
+#pragma GCC unroll 4
+    for (int s = 0; s < streams; ++s) {
+      prefetch(x + s * kBlock + i, kLanes<A> * sizeof(T), pattern.ahead, pattern.by_page);
+      body(s, x + s * kBlock + i);
+    }
   if (i == n) return;
   T tail[kLanes<A>];
   for (T& t : tail) t = pad;
   __builtin_memcpy(tail, x + i, (n - i) * sizeof(T));
-  body(static_cast<const T*>(tail));
+  body(0, static_cast<const T*>(tail));
 }
 
 // Adds lane l and lane l + half, halving: the same tree whatever the vector width.
@@ -89,99 +121,99 @@ struct Unwatched {
   void see(const T*) {}
 };
 
-// The sum of each lane over x[0..n), for each of the norms.
-template <class... Ns, class T, class Watch>
-inline void sum_lanes(const T* x, int64_t n, ArithmeticVector<T> (&acc)[sizeof...(Ns)][kVectors], Watch& watch) {
-  for_lanes<Arithmetic<T>>(x, n, T{}, [&](const T* lanes) {
-    watch.see(lanes);
+// The sum of each lane over each of the blocks at x, for each of the norms.
+template <class... Ns, int streams, class T, class Watch>
+inline void sum_lanes(const T* x, int64_t n, ArithmeticVector<T> (&acc)[streams][sizeof...(Ns)][kVectors],
+                      Watch (&watch)[streams], Pattern pattern) {
+  for_lanes<Arithmetic<T>, streams>(x, n, T{}, pattern, [&](int s, const T* lanes) {
+    watch[s].see(lanes);
     for (int v = 0; v < kVectors; ++v) {
       const auto elements = load(lanes + v * VectorOf<Arithmetic<T>>::size);
       int k = 0;
-      ((acc[k][v] = accumulate<Ns, T>(acc[k][v], elements), ++k), ...);
+      ((acc[s][k][v] = accumulate<Ns, T>(acc[s][k][v], elements), ++k), ...);
     }
   });
 }
 
-// acc += x[0..n), a run or less.
-template <class... Ns, class T, int vectors, class Watch>
-__attribute__((always_inline)) inline void add_run(const T* x, int64_t n, Doubles (&acc)[sizeof...(Ns)][vectors],
-                                                   Watch& watch) {
-  Floats runs[sizeof...(Ns)][kVectors] = {};
-  sum_lanes<Ns...>(x, n, runs, watch);
-  for (size_t k = 0; k < sizeof...(Ns); ++k) {
-    Floats(&run)[kVectors] = runs[k];
-    for (int half = kVectors / 2; half * VectorOf<float>::size >= kRunLanes; half /= 2)
-      for (int v = 0; v < half; ++v) run[v] += run[v + half];
-    for (int v = 0; v < vectors / 2; ++v) {
-      acc[k][2 * v] += widen_to_double(low_half(run[v]));
-      acc[k][2 * v + 1] += widen_to_double(high_half(run[v]));
+// acc += the next n elements of each block, a run or less.
+template <class... Ns, int streams, class T, int vectors, class Watch>
+__attribute__((always_inline)) inline void add_run(const T* x, int64_t n,
+                                                   Doubles (&acc)[streams][sizeof...(Ns)][vectors],
+                                                   Watch (&watch)[streams], Pattern pattern) {
+  Floats runs[streams][sizeof...(Ns)][kVectors] = {};
+  sum_lanes<Ns...>(x, n, runs, watch, pattern);
+  for (int s = 0; s < streams; ++s)
+    for (size_t k = 0; k < sizeof...(Ns); ++k) {
+      Floats(&run)[kVectors] = runs[s][k];
+      for (int half = kVectors / 2; half * VectorOf<float>::size >= kRunLanes; half /= 2)
+        for (int v = 0; v < half; ++v) run[v] += run[v + half];
+      for (int v = 0; v < vectors / 2; ++v) {
+        acc[s][k][2 * v] += widen_to_double(low_half(run[v]));
+        acc[s][k][2 * v + 1] += widen_to_double(high_half(run[v]));
+      }
     }
-  }
 }
 
-template <class... Ns, class T, class Watch>
-__attribute__((always_inline)) inline void block_sums(const T* x, int64_t n, double (&sums)[sizeof...(Ns)],
-                                                      Watch& watch) {
+// The sums over each of the blocks at x.
+template <class... Ns, int streams, class T, class Watch>
+__attribute__((always_inline)) inline void block_sums(const T* x, int64_t n, double (&sums)[streams][sizeof...(Ns)],
+                                                      Watch (&watch)[streams], Pattern pattern) {
   constexpr int vectors = kDoubleArithmetic<T> ? kVectors : kRunLanes / VectorOf<double>::size;
-  Doubles acc[sizeof...(Ns)][vectors] = {};
+  Doubles acc[streams][sizeof...(Ns)][vectors] = {};
   if constexpr (kDoubleArithmetic<T>) {
-    sum_lanes<Ns...>(x, n, acc, watch);
+    sum_lanes<Ns...>(x, n, acc, watch, pattern);
   } else {
     int64_t i = 0;
-    for (; i + kRun <= n; i += kRun) add_run<Ns...>(x + i, kRun, acc, watch);
-    if (i < n) add_run<Ns...>(x + i, n - i, acc, watch);
+    for (; i + kRun <= n; i += kRun) add_run<Ns...>(x + i, kRun, acc, watch, pattern);
+    if (i < n) add_run<Ns...>(x + i, n - i, acc, watch, pattern);
   }
-  for (size_t k = 0; k < sizeof...(Ns); ++k) sums[k] = tree_sum(acc[k]);
+  for (int s = 0; s < streams; ++s)
+    for (size_t k = 0; k < sizeof...(Ns); ++k) sums[s][k] = tree_sum(acc[s][k]);
 }
 
-template <class N, class T>
-double block_sum(const T* x, int64_t n) {
-  double sum[1];
-  Unwatched nobody;
-  block_sums<N>(x, n, sum, nobody);
-  return sum[0];
-}
-
-template <class T>
-Bits<T> max_bits(const T* x, int64_t n) {
-  Vector<Bits<T>> most[kVectors] = {};
-  for_lanes<Bits<T>>(x, n, T{}, [&](const T* lanes) {
+// The largest magnitude of each of the blocks at x, or the least.
+template <bool largest, int streams, class T>
+inline void extreme_bits(const T* x, int64_t n, Bits<T> (&result)[streams], Pattern pattern) {
+  using V = Vector<Bits<T>>;
+  const auto beyond = [](auto a, auto b) { return largest ? a > b : a < b; };
+  V found[streams][kVectors];
+  for (auto& block : found)
+    for (V& v : block) v = V{} + (largest ? 0 : kMagnitude<T>);
+  for_lanes<Bits<T>, streams>(x, n, largest ? T{} : x[0], pattern, [&](int s, const T* lanes) {
     for (int v = 0; v < kVectors; ++v) {
-      const auto bits = load_raw<Vector<Bits<T>>>(lanes + v * VectorOf<Bits<T>>::size) & kMagnitude<T>;
-      most[v] = bits > most[v] ? bits : most[v];
+      const V bits = load_raw<V>(lanes + v * VectorOf<Bits<T>>::size) & kMagnitude<T>;
+      found[s][v] = beyond(bits, found[s][v]) ? bits : found[s][v];
     }
   });
-  Bits<T> result = 0;
-  for (const auto& vector : most)
-    for (int i = 0; i < VectorOf<Bits<T>>::size; ++i) result = vector[i] > result ? vector[i] : result;
-  return result;
+  for (int s = 0; s < streams; ++s) {
+    result[s] = found[s][0][0];
+    for (const V& v : found[s])
+      for (int i = 0; i < VectorOf<Bits<T>>::size; ++i) result[s] = beyond(v[i], result[s]) ? v[i] : result[s];
+  }
 }
 
-template <class T>
-Bits<T> min_bits(const T* x, int64_t n) {
-  Vector<Bits<T>> least[kVectors];
-  for (auto& v : least) v = Vector<Bits<T>>{} + kMagnitude<T>;
-  for_lanes<Bits<T>>(x, n, x[0], [&](const T* lanes) {
-    for (int v = 0; v < kVectors; ++v) {
-      const auto bits = load_raw<Vector<Bits<T>>>(lanes + v * VectorOf<Bits<T>>::size) & kMagnitude<T>;
-      least[v] = bits < least[v] ? bits : least[v];
-    }
+// Of all x[0..n).
+template <bool largest, class T>
+Bits<T> extreme_bits(const T* x, int64_t n, Pattern pattern = {}) {
+  Bits<T> result = largest ? 0 : kMagnitude<T>;
+  for_blocks(x, n, pattern.streams, [&](auto streams, const T* block, int64_t count) {
+    Bits<T> of_block[streams];
+    extreme_bits<largest>(block, count, of_block, pattern);
+    for (const Bits<T> bits : of_block) result = (largest ? bits > result : bits < result) ? bits : result;
   });
-  Bits<T> result = kMagnitude<T>;
-  for (const auto& vector : least)
-    for (int i = 0; i < VectorOf<Bits<T>>::size; ++i) result = vector[i] < result ? vector[i] : result;
   return result;
 }
 
 template <class N, class T>
-double exact_block_sum(const T* x, int64_t n) {
-  if (max_bits(x, n) == 0) return 0;  // blocks of zeros are common in embedding gradients: they don't pay for fp64
+__attribute__((noinline)) double exact_block_sum(const T* x, int64_t n) {
+  // Blocks of zeros are common in embedding gradients: they don't pay for fp64.
+  if (extreme_bits<true>(x, n) == 0) return 0;
   constexpr int lanes = 16;
   double acc[lanes] = {};
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes)
     for (int l = 0; l < lanes; ++l) acc[l] += lifted<N>(double(widen(x[i + l])));
-  for (int l = 0; i < n; ++i, ++l) acc[l] += lifted<N>(double(widen(x[i])));
+  for (int l = 0; l < n - i; ++l) acc[l] += lifted<N>(double(widen(x[i + l])));
   double sum = 0;
   for (double a : acc) sum += a;
   return sum;
@@ -197,12 +229,14 @@ double trusted(double sum, const T* x, int64_t n) {
 }
 
 template <class N, class T>
-double sum(const T* x, int64_t n) {
+double sum(const T* x, int64_t n, Pattern pattern) {
   double total = 0;
-  for (int64_t i = 0; i < n; i += kBlock) {
-    const int64_t count = n - i < kBlock ? n - i : kBlock;
-    total += trusted<N>(block_sum<N>(x + i, count), x + i, count);
-  }
+  for_blocks(x, n, pattern.streams, [&](auto streams, const T* block, int64_t count) {
+    double sums[streams][1];
+    Unwatched nobody[streams];
+    block_sums<N>(block, count, sums, nobody, pattern);
+    for (int s = 0; s < streams; ++s) total += trusted<N>(sums[s][0], block + s * kBlock, count);
+  });
   return total;
 }
 
@@ -230,70 +264,94 @@ double sum_in_double(const T* x, int64_t n, double p) {
 }
 
 template <class N, class T>
-double lift(double p, const T* x, int64_t n) {
+double lift(double p, const T* x, int64_t n, Pattern pattern) {
   if constexpr (N::kInDouble)
     return sum_in_double<N>(x, n, p);
   else if constexpr (N::kCombining == Combining::kSum)
-    return sum<N>(x, n);
+    return sum<N>(x, n, pattern);
   else
-    return extreme<T>(N::kCombining, max_bits(x, n), N::kCombining == Combining::kMin ? min_bits(x, n) : 0);
+    return extreme<T>(N::kCombining, extreme_bits<true>(x, n, pattern),
+                      N::kCombining == Combining::kMin ? extreme_bits<false>(x, n, pattern) : 0);
 }
 
-// Applies f to x[0..n) a vector at a time, in place.
+// Applies f to x[0..n) in place, a line of each stream at a time. From the end: what a read pass saw last is still in
+// the cache.
+template <int streams, class T, class F>
+inline void map(T* x, int64_t n, Pattern pattern, F f) {
+  constexpr int step = VectorOf<Arithmetic<T>>::size, line = step > int(kLine / sizeof(T)) ? step : kLine / sizeof(T);
+  const int64_t each = n / (streams * line) * line;  // elements of a stream
+  int64_t i = n / step * step;
+  if (i < n) {
+    T tail[step] = {};
+    __builtin_memcpy(tail, x + i, (n - i) * sizeof(T));
+    store(f(load(tail)), tail);
+    __builtin_memcpy(x + i, tail, (n - i) * sizeof(T));
+  }
+  for (; i > streams * each; i -= step) store(f(load(x + i - step)), x + i - step);
+  for (i = each - line; i >= 0; i -= line) {
+    for (int s = 0; s < streams; ++s) prefetch(x + s * each + i, kLine, -pattern.ahead, pattern.by_page);
+    for (int v = 0; v < line; v += step) {
+      ArithmeticVector<T> results[streams];  // all loaded before any is stored
+#pragma GCC unroll 4
+      for (int s = 0; s < streams; ++s) results[s] = f(load(x + s * each + i + v));
+#pragma GCC unroll 4
+      for (int s = 0; s < streams; ++s) store(results[s], x + s * each + i + v);
+    }
+  }
+}
+
 template <class T, class F>
-inline void map(T* x, int64_t n, F f) {
-  constexpr int step = VectorOf<Arithmetic<T>>::size;
-  int64_t i = 0;
-  for (; i + step <= n; i += step) store(f(load(x + i)), x + i);
-  if (i == n) return;
-  T tail[step] = {};
-  __builtin_memcpy(tail, x + i, (n - i) * sizeof(T));
-  store(f(load(tail)), tail);
-  __builtin_memcpy(x + i, tail, (n - i) * sizeof(T));
+inline void map(T* x, int64_t n, Pattern pattern, F f) {
+  if (pattern.streams >= 4) return map<4>(x, n, pattern, f);
+  if (pattern.streams >= 2) return map<2>(x, n, pattern, f);
+  map<1>(x, n, pattern, f);
 }
 
 template <class T>
-void scale(double coef, T* x, int64_t n) {
+void scale(double coef, T* x, int64_t n, Pattern pattern) {
   if constexpr (kDoubleArithmetic<T>) {
-    map(x, n, [coef](Doubles v) { return v * coef; });
+    map(x, n, pattern, [coef](Doubles v) { return v * coef; });
   } else {
     const FloatFactors f = float_factors(coef);
-    if (f.power == 1) return map(x, n, [f](Floats v) { return v * f.rest; });
-    map(x, n, [f](Floats v) { return v * f.rest * f.power; });
+    if (f.power == 1) return map(x, n, pattern, [f](Floats v) { return v * f.rest; });
+    map(x, n, pattern, [f](Floats v) { return v * f.rest * f.power; });
   }
 }
 
 template <class T>
-bool clamp(double bound, T* x, int64_t n) {
+bool clamp(double bound, T* x, int64_t n, Pattern pattern) {
   const Arithmetic<T> b = rounded_to<T>(bound);
   const ArithmeticVector<T> high = ArithmeticVector<T>{} + b, low = -high;
   bool changed = false;
-  for (int64_t i = 0; i < n; i += kBlock) {
-    const int64_t count = n - i < kBlock ? n - i : kBlock;
-    if (value_of<T>(max_bits(x + i, count)) <= b) continue;
-    map(x + i, count, [high, low](ArithmeticVector<T> v) {
-      v = v < low ? low : v;
-      return v > high ? high : v;
-    });
-    changed = true;
-  }
+  for_blocks(x, n, pattern.streams, [&](auto streams, T* block, int64_t count) {
+    Bits<T> largest[streams];
+    extreme_bits<true>(static_cast<const T*>(block), count, largest, pattern);
+    for (int s = 0; s < streams; ++s) {
+      if (value_of<T>(largest[s]) <= b) continue;
+      map<1>(block + s * kBlock, count, {}, [high, low](ArithmeticVector<T> v) {
+        v = v < low ? low : v;
+        return v > high ? high : v;
+      });
+      changed = true;
+    }
+  });
   return changed;
 }
 
-double lift_any(DType dtype, Norm norm, double p, const void* data, int64_t count) {
+double lift_any(DType dtype, Norm norm, double p, const void* data, int64_t count, Pattern pattern) {
   return with_dtype(dtype, [=](auto t) {
     const auto* const x = static_cast<const decltype(t)*>(data);
-    return with_norm(norm, [=](auto n) { return lift<decltype(n)>(p, x, count); });
+    return with_norm(norm, [=](auto n) { return lift<decltype(n)>(p, x, count, pattern); });
   });
 }
-Stats stats_any(DType dtype, const void* data, int64_t count) {
-  return with_dtype(dtype, [=](auto t) { return stats(static_cast<const decltype(t)*>(data), count); });
+Stats stats_any(DType dtype, const void* data, int64_t count, Pattern pattern) {
+  return with_dtype(dtype, [=](auto t) { return stats(static_cast<const decltype(t)*>(data), count, pattern); });
 }
-void scale_any(DType dtype, double coef, void* data, int64_t count) {
-  return with_dtype(dtype, [=](auto t) { scale(coef, static_cast<decltype(t)*>(data), count); });
+void scale_any(DType dtype, double coef, void* data, int64_t count, Pattern pattern) {
+  return with_dtype(dtype, [=](auto t) { scale(coef, static_cast<decltype(t)*>(data), count, pattern); });
 }
-bool clamp_any(DType dtype, double bound, void* data, int64_t count) {
-  return with_dtype(dtype, [=](auto t) { return clamp(bound, static_cast<decltype(t)*>(data), count); });
+bool clamp_any(DType dtype, double bound, void* data, int64_t count, Pattern pattern) {
+  return with_dtype(dtype, [=](auto t) { return clamp(bound, static_cast<decltype(t)*>(data), count, pattern); });
 }
 
 #define FUSEDCLIP_STRING(x) #x
@@ -301,7 +359,8 @@ bool clamp_any(DType dtype, double bound, void* data, int64_t count) {
 
 }  // namespace
 
+extern const UpdateKernels update_table;
 extern const Kernels table;
-const Kernels table = {FUSEDCLIP_NAME(FUSEDCLIP_ISA), lift_any, stats_any, scale_any, clamp_any};
+const Kernels table = {FUSEDCLIP_NAME(FUSEDCLIP_ISA), lift_any, stats_any, scale_any, clamp_any, &update_table};
 
 }  // namespace fusedclip::cpu::FUSEDCLIP_ISA

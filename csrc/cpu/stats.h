@@ -30,7 +30,7 @@ struct Extremes {
 
 // Elements of a block whose magnitude is below `limit`.
 template <class T>
-int64_t count_below(Bits<T> limit, const T* x, int64_t n) {
+__attribute__((noinline)) int64_t count_below(Bits<T> limit, const T* x, int64_t n) {
   using V = Vector<Bits<T>>;
   constexpr int size = VectorOf<Bits<T>>::size;
   static_assert(kBlock / size <= std::numeric_limits<Bits<T>>::max(), "a lane counts that far");
@@ -39,15 +39,12 @@ int64_t count_below(Bits<T> limit, const T* x, int64_t n) {
   for (; i + size <= n; i += size) below -= V((load_raw<V>(x + i) & kMagnitude<T>) < limit);
   int64_t count = 0;
   for (int l = 0; l < size; ++l) count += below[l];
-  for (; i < n; ++i) count += (bit_cast<Bits<T>>(x[i]) & kMagnitude<T>) < limit;
+  for (int l = 0; l < n - i; ++l) count += (bit_cast<Bits<T>>(x[i + l]) & kMagnitude<T>) < limit;
   return count;
 }
 
 template <class T>
-Stats block_stats(const T* x, int64_t n) {
-  double sums[2];
-  Extremes<T> extremes;
-  block_sums<Two, One>(x, n, sums, extremes);
+Stats block_stats(const T* x, int64_t n, const double (&sums)[2], const Extremes<T>& extremes) {
   const Bits<T> largest = extremes.largest();
   // A tail is padded with zeros: then this counts, and finds none.
   const int64_t zeros = extremes.any_zero() ? largest == 0 ? n : count_below<T>(1, x, n) : 0;
@@ -57,8 +54,14 @@ Stats block_stats(const T* x, int64_t n) {
 }
 
 template <class T>
-Stats stats(const T* x, int64_t n) {
+Stats stats(const T* x, int64_t n, Pattern pattern) {
   Stats total{};
-  for (int64_t i = 0; i < n; i += kBlock) total = combine(total, block_stats(x + i, n - i < kBlock ? n - i : kBlock));
+  for_blocks(x, n, pattern.streams, [&](auto streams, const T* block, int64_t count) {
+    double sums[streams][2];
+    Extremes<T> extremes[streams];
+    block_sums<Two, One>(block, count, sums, extremes, pattern);
+    for (int s = 0; s < streams; ++s)
+      total = combine(total, block_stats(block + s * kBlock, count, sums[s], extremes[s]));
+  });
   return total;
 }

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "engine.h"
 
@@ -100,10 +101,11 @@ void check(cudaError_t status, const char* call) {
 
 const Device& properties_of(int device, const Kernels& kernels) {
   static std::mutex mutex;
-  static std::map<int, Device> known;
+  static std::map<std::pair<int, const Kernels*>, Device> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(device);
-  return found != known.end() ? found->second : known.emplace(device, ask(device, kernels)).first->second;
+  const std::pair key(device, &kernels);
+  const auto found = known.find(key);
+  return found != known.end() ? found->second : known.emplace(key, ask(device, kernels)).first->second;
 }
 
 void make_current(int device) {

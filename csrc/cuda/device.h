@@ -19,13 +19,13 @@ struct Device {
   int on_chip_blocks, on_chip_tiles;  // of the cooperative form: its blocks, and the tiles that each can keep; or 0
 };
 
-// All kernels that there are: the streaming ones, and those that keep gradients on chip.
+// Those that one kind of call launches: the streaming ones, and those that keep gradients on chip.
 struct Kernels {
   std::vector<const void*> streaming, on_chip;
 };
 
-// Asked of the driver once per device, and all kernels made ready for it: one that is loaded at its first launch may
-// wait for the device, or end the recording of a graph. `device` must be the current one.
+// Asked of the driver once per device and set of kernels, which are made ready for it: one that is loaded at its first
+// launch may wait for the device, or end the recording of a graph. `device` must be the current one.
 const Device& properties_of(int device, const Kernels& kernels);
 
 // Makes current here what is current for torch, which sets a device as late as it can. Torch's own guard, in

@@ -21,8 +21,20 @@ from .cpu import Cpu
 from .cuda import Cuda
 from .reference import Reference
 from .triton import Triton
+from .updater import Streams, Updater
 
-__all__ = ["Backend", "Written", "available", "explain", "for_lists", "serving", "use"]
+__all__ = [
+    "Backend",
+    "Streams",
+    "Updater",
+    "Written",
+    "available",
+    "explain",
+    "for_lists",
+    "serving",
+    "updating",
+    "use",
+]
 
 ORDER: tuple[Backend, ...] = (Cpu(), Cuda(), Triton(), Reference())
 _BY_NAME = {backend.name: backend for backend in ORDER}
@@ -88,6 +100,36 @@ def serving(batch: Batch) -> Backend:
     if kind not in _chosen:
         _chosen[kind] = _choose(*kind)
     return _chosen[kind]
+
+
+def updating(device: torch.device) -> Updater:
+    """The updater for parameters on a device. Raises RuntimeError if a forced engine has none, or refuses it."""
+    forced = _forced.get() or _from_environment()
+    if forced is None:
+        return _chosen_updater(device)
+    updater, refusal = forced.updater, _cannot_update(forced, device)
+    if refusal is not None or updater is None:
+        raise RuntimeError(f"the backend {forced.name!r} is forced and cannot update these parameters: {refusal}")
+    return updater
+
+
+def _cannot_update(backend: Backend, device: torch.device) -> str | None:
+    return _refusal(backend, device, frozenset()) or (None if backend.updater else "it has no kernels for optimizers")
+
+
+@cache
+def _chosen_updater(device: torch.device) -> Updater:
+    able = [b for b in ORDER if _cannot_update(b, device) is None and b.volunteers(device)]
+    if not able or able[0].updater is None:
+        raise RuntimeError(f"no engine updates parameters on {device}")
+    home = _HOME.get(device.type)
+    if home is not None and home != able[0].name:
+        warnings.warn(
+            f"fusedclip: the {able[0].name} engine updates parameters on {device}, because the {home} engine cannot: "
+            f"{_cannot_update(_BY_NAME[home], device)}",
+            stacklevel=user_stacklevel(),
+        )
+    return able[0].updater
 
 
 @cache

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..gradients import Batch
 from ..norms import Clipped, ClipRule
+from .updater import Updater
 
 # What an engine says that it wrote: all of a batch, nothing, or these of its tensors. One that cannot tell without
 # waiting for its device says all.
@@ -35,6 +36,7 @@ class Backend(ABC):
     name: str
     takes_lists = False
     counts_writes = False  # in Batch.writes, so that an interrupt cannot hide whether it has written
+    updater: Updater | None = None  # its other face, for optimizers
 
     @abstractmethod
     def missing(self) -> str | None:
@@ -102,11 +104,12 @@ class Backend(ABC):
         attribute: str | None,
         p: float,
         rule: ClipRule,
+        norm: float | None,
         only_finite: bool,
         written: list[Tensor],
     ) -> Any:
         """A whole call at once, if the engine `takes_lists`: the gradients of `items` (the items themselves if
-        `attribute` is None) are found, measured and clipped.
+        `attribute` is None) are found, measured (unless the `norm` is known) and clipped.
 
         Returns their norm in the dtype of results, with the tensors that it wrote in `written`; or, with nothing
         written, what the sweep found, for whatever is left to the road through batches. That is so, too, where

@@ -1,6 +1,8 @@
 """The CPU engine: `csrc/cpu`, on torch's threads."""
 
 import math
+import os
+import re
 from collections.abc import Set
 from typing import Any
 
@@ -12,6 +14,7 @@ from ..dtypes import unknown
 from ..gradients import Batch
 from ..norms import STATS, Clipped, ClipRule
 from .base import Backend, Written
+from .cpu_update import CpuUpdater
 
 _C = _extension.C
 _ONE = torch.ones((), dtype=torch.float64, device="cpu")
@@ -19,13 +22,35 @@ _LEAST, _MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 _HERE = torch.device("cpu")  # whatever the default device is; as a string it would be read each time
 
 
+_PATTERN = re.compile(r"([124]),(\d{1,6}),(line|page)")
+
+
+def _take_pattern(asked: str | None) -> str | None:
+    """What FUSEDCLIP_CPU_PATTERN asks for in place of the processor's own; the reason if it cannot be."""
+    if not asked or _C is None:
+        return None
+    read, _, write = asked.partition("/")
+    ways = _PATTERN.fullmatch(read), _PATTERN.fullmatch(write)
+    if not ways[0] or not ways[1]:
+        return (
+            f"FUSEDCLIP_CPU_PATTERN is {asked!r}; it wants READ/WRITE, each the number of streams (1, 2, 4), how many "
+            "bytes ahead to ask for memory (up to 6 digits), and line or page, as in 2,2048,line/1,65536,page"
+        )
+    _C.use_patterns(*((int(way[1]), int(way[2]), way[3] == "page") for way in ways if way))
+    return None
+
+
+_bad_pattern = _take_pattern(os.environ.get("FUSEDCLIP_CPU_PATTERN"))
+
+
 class Cpu(Backend):
     name = "cpu"
     takes_lists = True
     counts_writes = True
+    updater = CpuUpdater()
 
     def missing(self) -> str | None:
-        return _extension.reason
+        return _extension.reason or _bad_pattern
 
     def refuses(self, device: torch.device, dtypes: Set[torch.dtype]) -> str | None:
         if device.type != "cpu":
@@ -87,10 +112,11 @@ class Cpu(Backend):
         attribute: str | None,
         p: float,
         rule: ClipRule,
+        norm: float | None,
         only_finite: bool,
         written: list[Tensor],
     ) -> Any:
-        found = _C.cpu_clip_list(items, attribute, p, rule, only_finite, torch.get_num_threads(), written)
+        found = _C.cpu_clip_list(items, attribute, p, rule, norm, only_finite, torch.get_num_threads(), written)
         if type(found) is not tuple:
             return found
         norm, is_double = found

@@ -13,6 +13,7 @@ from ..dtypes import unknown
 from ..gradients import Batch
 from ..norms import STATS, Clipped, ClipRule, counts_tensors, follow
 from .base import Backend, Written, on
+from .cuda_update import CudaUpdater
 
 _C = _extension.C
 _FORMS = ("auto", "two launches", "on chip")  # cuda::Form
@@ -30,6 +31,7 @@ unless torch.distributed is initialized or the device refused; with other commun
 class Cuda(Backend):
     name = "cuda"
     counts_writes = True
+    updater = CudaUpdater()
 
     def missing(self) -> str | None:
         if _C is None:

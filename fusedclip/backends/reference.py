@@ -10,10 +10,12 @@ from ..gradients import Batch, store
 from ..norms import fold, identity
 from ..norms import lift as lift_elements
 from .base import Backend, Written
+from .reference_update import ReferenceUpdater
 
 
 class Reference(Backend):
     name = "reference"
+    updater = ReferenceUpdater()
 
     def missing(self) -> str | None:
         return None

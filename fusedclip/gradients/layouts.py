@@ -49,7 +49,7 @@ def flatten(gradient: Tensor, name: str, p: float | None, *, writable: bool) -> 
             f"{name}, shape {tuple(tensor.shape)} with strides {tensor.stride()}, is expanded: several of its elements "
             "share memory and cannot be scaled one by one; .clone() it first"
         )
-    if _is_dense(tensor):
+    if is_dense(tensor):
         return _real(tensor, p)
     stand_in = tensor.contiguous()
     flat = _real(stand_in, p)
@@ -96,7 +96,7 @@ def _flatten_sparse(gradient: Tensor, tensor: Tensor, p: float | None) -> Flat:
     ):
         coalesced = tensor.coalesce()  # the gradient is the sum of the entries at each index
     values = coalesced._values()
-    if values.numel() and not _is_dense(values):
+    if values.numel() and not is_dense(values):
         values = values.contiguous()
         coalesced = torch.sparse_coo_tensor(
             coalesced._indices(), values, tensor.shape, is_coalesced=True, check_invariants=False
@@ -139,17 +139,17 @@ def parameter_memory(parameter: Tensor) -> Hashable | None:
     """Equal for parameters in the same memory, of any dtype and layout; None if none could be found."""
     if parameter.layout != torch.strided or parameter.is_nested or parameter.numel() == 0 or not _has_memory(parameter):
         return None
-    dimensions = () if _is_dense(parameter) else tuple(_dimensions(parameter))
+    dimensions = () if is_dense(parameter) else tuple(_dimensions(parameter))
     return (parameter.device, parameter.data_ptr(), parameter.element_size(), parameter.numel(), *dimensions)
 
 
 def is_plain(gradient: Tensor) -> bool:
     """Of an exact type, dense, and of a dtype that engines read: what the sweep takes by itself."""
     exact = type(gradient) in (Tensor, torch.nn.Parameter) and gradient.layout == torch.strided
-    return exact and gradient.dtype in FLOATING and _is_dense(gradient) and not gradient.is_neg()
+    return exact and gradient.dtype in FLOATING and is_dense(gradient) and not gradient.is_neg()
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """The elements fill one stretch of memory, in some order of the dimensions."""
     extent = 1
     for stride, size in _dimensions(tensor):

@@ -55,7 +55,8 @@ class GradMonitor:
         monitor.plot("run.png")
 
     The numbers of a step lie in a ring buffer on the device and are copied to the host beside what it does next; sinks
-    get them when they have arrived, at a later call. Nothing waits for the device but `flush`.
+    get them when they have arrived, at a later call. Nothing waits for the device but `flush`. A pickled or copied
+    monitor has the records so far and no sinks.
 
     Args:
         named_parameters: as `model.named_parameters()` gives them, or a dict. Records call parameters by these names.
@@ -192,6 +193,11 @@ class GradMonitor:
         if list(saved["names"]) != self._names:
             raise ValueError(f"this was saved for other parameters: {renamed(saved['names'], self._names)}")
         self.step = saved["step"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy: what has been recorded, and no sinks, into which two would write."""
+        self._deliver(wait=True)
+        return {**self.__dict__, "_sinks": []}
 
     @property
     def _is_recorded(self) -> bool:

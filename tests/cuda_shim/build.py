@@ -21,7 +21,7 @@ def driver(folder: Path, sanitizers: str) -> Path:
     """The test driver under e.g. "address,undefined"; races show among threads alone."""
     how = [] if sanitizers == "thread" else FIBERS
     flags = [*FLAGS, *how, "-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    sources = [CSRC / "cuda/engine.cu", CSRC / "cuda/device.cpp", SHIM / "driver.cpp"]
+    sources = [*(CSRC / "cuda" / name for name in ("engine.cu", "update.cu", "device.cpp")), SHIM / "driver.cpp"]
     return _link(folder / "driver", sources, flags)
 
 
@@ -33,8 +33,7 @@ def extension(folder: Path, optimization: str = "-O1") -> Path:
     flags += ["-DFUSEDCLIP_ISA=baseline", "-DFUSEDCLIP_WITH_CUDA", '-DFUSEDCLIP_CUDA_ARCHITECTURES="host"']
     flags += [f'-DFUSEDCLIP_VERSION="{version("fusedclip")}"']
     flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    names = ["cuda/engine.cu", "cuda/device.cpp", "cpu/engine.cpp", "cpu/dispatch.cpp", "cpu/kernels.cpp"]
-    sources = [*sorted(CSRC.glob("*.cpp")), *(CSRC / name for name in names)]
+    sources = [path for kind in ("*.cpp", "cpu/*.cpp", "cuda/*.cpp", "cuda/*.cu") for path in sorted(CSRC.glob(kind))]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     return _link(folder / f"_C{suffix}", sources, flags, shared=True)
 

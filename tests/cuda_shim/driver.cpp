@@ -3,6 +3,7 @@
 
 #include "calls.h"
 #include "refusals.h"
+#include "updates.h"
 
 using namespace fusedclip;
 using cuda::Form;
@@ -325,6 +326,7 @@ const Test kTests[] = {{"lifted values", lifted_values},
                        {"clamp", clamps},
                        {"same bits every time", same_bits_every_time},
                        {"shares of huge segments", shares_of_huge_segments},
+                       {"updates in any mixture of dtypes", updates_in_any_mixture},
                        {"unknown dtypes", a_dtype_that_is_not_known_is_not_launched},
                        {"a refused cooperative launch", a_refused_cooperative_launch_becomes_two},
                        {"failing calls", failing_calls_say_what_and_why}};

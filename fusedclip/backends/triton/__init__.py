@@ -19,6 +19,7 @@ from ...dtypes import unknown
 from ...gradients import Batch
 from ...norms import Clipped, ClipRule, counts_tensors
 from ..base import Backend, Written
+from .updater import TritonUpdater
 
 OLDEST = (3, 6)  # that the kernels are compiled with in the tests
 DEVICES = ("cuda", "xpu")  # ROCm calls itself cuda
@@ -26,6 +27,7 @@ DEVICES = ("cuda", "xpu")  # ROCm calls itself cuda
 
 class Triton(Backend):
     name = "triton"
+    updater = TritonUpdater()
 
     def missing(self) -> str | None:
         if importlib.util.find_spec("triton") is None:

@@ -17,7 +17,12 @@ def widen(x, A: tl.constexpr):
 
 @triton.jit
 def narrow(y, T: tl.constexpr):
-    """To dtype T, to the nearest even. The interpreter (3.9) truncates to bf16, so that it rounds the bits."""
+    """To dtype T, to the nearest even; from fp64 to 16 bits by way of fp32, as torch.
+
+    The interpreter (3.9) truncates to bf16, so that it rounds the bits.
+    """
+    if T.primitive_bitwidth == 16:
+        y = y.to(tl.float32)
     if T == tl.bfloat16 and INTERPRETED:
         bits = y.to(tl.uint32, bitcast=True)
         nearest = tl.where(y == y, bits + 0x7FFF + ((bits >> 16) & 1), bits)

@@ -12,7 +12,7 @@ one. Host memory that a copy still reads is guarded by the events of torch's pin
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter
@@ -51,20 +51,23 @@ class Plan:
 class Table:
     """A plan on a device and how its kernels are shaped, with the addresses of the tensors that it is used for."""
 
-    def __init__(self, plan: Plan, device: torch.device, tuning: Tuning) -> None:
+    def __init__(self, plan: Plan, device: torch.device, tuning: Tuning, streams: int = 1) -> None:
         self.plan = plan
         self.device = device
         self.shape = {"DTYPES": plan.dtypes, "TILE_BYTES": tuning.tile_bytes, "STEP_BYTES": tuning.step_bytes}
         self.options = tuning.options()
         self.for_statistics = tuning.for_statistics()
         self.programs = min(programs_for(device, tuning.programs_per_processor), max(plan.tiles, 1))
-        self.data = torch.empty(plan.segments + len(plan.rows), dtype=torch.int64, device=device)
+        self.data = torch.empty(streams * plan.segments + len(plan.rows), dtype=torch.int64, device=device)
         self.partials = torch.empty(self.programs, dtype=torch.float64, device=device)
         self.addresses: list[int] = []
         self.overlaps = False  # whether any two of the tensors share memory
 
     def point_to(self, addresses: list[int]) -> Tensor | None:
-        """Make the table describe the tensors at these addresses. Returns the host memory of the copy, if any."""
+        """Make the table describe the tensors at these addresses, those of each stream in a row.
+
+        Returns the host memory of the copy, if any.
+        """
         if addresses == self.addresses:
             return None
         host = _integers(addresses)
@@ -73,7 +76,7 @@ class Table:
         staged = host.pin_memory() if _may_pin(self.device) else host
         self.data[: len(host)].copy_(staged, non_blocking=True)
         self.addresses = addresses
-        self.overlaps = _overlap(addresses, self.plan.sizes)
+        self.overlaps = share_memory(addresses[: self.plan.segments], self.plan.sizes)
         return staged
 
 
@@ -86,7 +89,7 @@ def _may_pin(device: torch.device) -> bool:
     return device.type != "cpu" and (PINS_IN_CAPTURE or not is_capturing(device))
 
 
-def _overlap(addresses: list[int], sizes: list[int]) -> bool:
+def share_memory(addresses: list[int], sizes: list[int]) -> bool:
     """For 400 tensors 50 us, but only where they have moved."""
     spans = sorted((address, address + size) for address, size in zip(addresses, sizes, strict=True) if size)
     return any(end > begin for (_, end), (begin, _) in pairwise(spans))
@@ -114,16 +117,21 @@ def table_for(batch: Batch) -> Table:
     counts = tuple(map(Tensor.numel, batch.tensors))
     dtypes = tuple(map(_dtype_of, batch.tensors))
     addresses = list(map(Tensor.data_ptr, batch.tensors))
-    if is_capturing(batch.device):
-        table = _new_table(counts, dtypes, batch.device)
+    return pointed((counts, dtypes), lambda: _new_table(counts, dtypes, batch.device), batch.device, addresses)
+
+
+def pointed(shape: Hashable, make: Callable[[], Table], device: torch.device, addresses: list[int]) -> Table:
+    """The table of this shape, made if there is none, with these addresses: ready for kernels on the current stream."""
+    if is_capturing(device):
+        table = make()
         staged = table.point_to(addresses)
         assert staged is not None
         # Replays copy from here again. The device half needs no such care: it comes from the graph's own pool.
         _captured.append(staged)
         return table
-    key = (counts, dtypes, batch.device, _stream(batch.device), forced.get())
+    key = (shape, device, _stream(device), forced.get())
     cached = _tables.cached
-    table = cached.pop(key) if key in cached else _new_table(counts, dtypes, batch.device)
+    table = cached.pop(key) if key in cached else make()
     cached[key] = table  # at the end: used last
     if len(cached) > CACHED:
         cached.popitem(last=False)

@@ -1,0 +1,44 @@
+"""A Ctrl-C during a step leaves it made or not begun, over several kinds of groups too."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from fusedclip.backends.cpu_update import CpuUpdater
+from fusedclip.optim import AdamW
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_step_is_whole_or_not_begun(number: int, after: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two passes, for a group with amsgrad and one without; the interrupt comes in one of them."""
+    original, calls = CpuUpdater.update_, []
+
+    def update_(self: CpuUpdater, *args: Any) -> None:
+        calls.append(args)
+        if len(calls) == number + 1 and not after:
+            raise KeyboardInterrupt
+        original(self, *args)
+        if len(calls) == number + 1:
+            raise KeyboardInterrupt
+
+    def made() -> AdamW:
+        ps = [Parameter(torch.ones(n)) for n in (3, 4)]
+        for p in ps:
+            p.grad = torch.full_like(p, 0.5)
+        return AdamW([{"params": ps[:1]}, {"params": ps[1:], "amsgrad": True}], max_norm=1.0)
+
+    ours, whole = made(), made()
+    whole.step()
+    versions = [p._version for group in ours.param_groups for p in group["params"]]
+    monkeypatch.setattr(CpuUpdater, "update_", update_)
+    with pytest.raises(KeyboardInterrupt):
+        ours.step()
+    stepped = number == 1 or after
+    for group, other, version in zip(ours.param_groups, whole.param_groups, versions, strict=True):
+        (p,), (q,) = group["params"], other["params"]
+        assert torch.equal(p, q if stepped else torch.ones_like(p))
+        assert ours.state[p]["step"] == float(stepped)
+        assert (p._version > version) == stepped
