@@ -6,13 +6,14 @@ import types
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from . import recipes
+from . import recipes, share
 from .recipes import Names, assert_trains_as_torch, batches, loop
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
@@ -48,15 +49,18 @@ def trainer_arguments(folder: str) -> Names:
     }  # fmt: skip
 
 
-def test_hugging_face_trainer(arguments: Names) -> None:
+def hugging_face_names(names: Names, arguments: Names) -> Names:
     transformers = pytest.importorskip("transformers")
+    data = [{"input_ids": row, "labels": row} for row in names["tokens"]]
+    names |= {"Trainer": transformers.Trainer, "TrainingArguments": transformers.TrainingArguments}
+    return names | {"arguments": arguments, "data": data}
+
+
+def test_hugging_face_trainer(arguments: Names) -> None:
     logged: list[Any] = []
 
     def make(limit: float) -> Names:
-        names = gpt2(limit)
-        data = [{"input_ids": row, "labels": row} for row in names["tokens"]]
-        names |= {"arguments": arguments, "data": data}
-        names |= {"Trainer": transformers.Trainer, "TrainingArguments": transformers.TrainingArguments}
+        names = hugging_face_names(gpt2(limit), arguments)
         logged.append(names)
         return names
 
@@ -172,6 +176,39 @@ def test_torchtitan() -> None:
     assert_trains_as_torch("torchtitan", loop)
 
 
+def test_a_step_of_torchtitans_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trainer wants a GPU to be built, its step does not; the norm is logged."""
+    trainers = pytest.importorskip("torchtitan.trainer")
+    logs = []
+
+    def make(limit: float) -> Names:
+        names = loop(limit)
+        trainer = MagicMock(model_parts=[names["model"]], optimizers=names["optimizer"], device=torch.device("cpu"))
+        trainer.gradient_accumulation_steps = trainer.num_pipeline_parallel_microbatches = 1
+        trainer.config.training.max_norm = limit
+        trainer.lr_schedulers.get_metrics.return_value = {}
+        trainer.parallel_dims = MagicMock(dp_enabled=False, pp_enabled=False, dp_cp_enabled=False, ep_enabled=False)
+        trainer.parallel_dims.get_optional_mesh.return_value = None
+
+        def forward_backward_step(*, input_dict: Names, labels: Tensor, global_valid_tokens: Tensor) -> Tensor:
+            loss: Tensor = names["model"](input_dict["input"]).square().mean()
+            loss.backward()
+            return loss
+
+        trainer.forward_backward_step = forward_backward_step
+        logs.append(trainer.metrics_processor.log)
+        return names | {"trainer": trainer, "train_step": trainers.Trainer.train_step}
+
+    plain = "for batch in batches:\n    train_step(trainer, iter([({'input': batch}, torch.ones(5))]))\n"
+    title = "torchtitan's step"
+    patched = f"import fusedclip\nfusedclip.patch_torch()\n{plain}"
+    monkeypatch.setattr(recipes, "recipes", lambda: {title: patched})
+    assert_trains_as_torch(title, make, plain)
+    norms = [[call.args[3] for call in log.call_args_list] for log in logs]
+    assert len(norms[-1]) == 6
+    assert norms[-1] == pytest.approx(norms[0], rel=1e-5)
+
+
 def peft_names(names: Names) -> Names:
     peft = pytest.importorskip("peft")
     lora = {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True, "init_lora_weights": "gaussian"}
@@ -205,6 +242,13 @@ def test_timm(mode: str) -> None:
 
 def test_gradient_accumulation() -> None:
     assert_trains_as_torch("Gradient accumulation", loop)
+
+
+def test_share_times_both_functions() -> None:
+    with recipes.Calls() as calls:
+        for clip, step in share.measured("Gradient accumulation", share.loop()):
+            assert 0 < clip < step
+    assert calls.count == share.STEPS // 4  # half of the clips, of which there is one in two batches
 
 
 def test_the_bar_can_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:
