@@ -138,15 +138,20 @@ class AdaptiveRule(ABC):
         self._pending = None  # of a step that an error ended
 
     def state_dict(self) -> dict[str, Any]:
-        """The method, its options and its state: copies, on the device. The threshold begins anew after loading."""
-        state = {name: value.clone() for name, value in self._state.items()}
+        """The method, its options and its state: copies, on the device. The threshold begins anew after loading.
+
+        Before the first step the state is on the CPU, whole all the same: torch.distributed.checkpoint loads only into
+        what is there. (A rule that has a number for each parameter has to `bind` them before.)
+        """
+        before = self._state or self.fresh(torch.device("cpu"))
+        state = {name: value.clone() for name, value in before.items()}
         return {"method": type(self).__name__, "options": dict(self.options), "state": state}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken. The options stay those of this object.
 
         Raises:
-            ValueError: for the state of another method, or of other options that shape the state.
+            ValueError: for the state of another method or of other options that shape it, or one that lacks entries.
         """
         if not isinstance(saved, Mapping) or not {"method", "options", "state"} <= set(saved):
             raise ValueError(f"{type(self).__name__}.load_state_dict takes what its state_dict returned")
@@ -158,6 +163,10 @@ class AdaptiveRule(ABC):
                     f"the state of this {type(self).__name__} was saved with {name}={saved['options'].get(name)}; this "
                     f"one has {name}={self.options[name]}"
                 )
+        if saved["state"].keys() != self.fresh(torch.device("cpu")).keys():
+            raise ValueError(
+                f"this {type(self).__name__} state has other entries: {', '.join(saved['state']) or 'none'}"
+            )
         self._state = {name: value.clone() for name, value in saved["state"].items()}
         self._pending = self._last = None
 
@@ -205,9 +214,11 @@ class AdaptiveEachRule(AdaptiveRule, EachRule):
 
     def bind(self, parameters: Sequence[Tensor], names: Sequence[str] | None = None) -> None:
         super().bind(parameters, names)
+        sizes = [parameter.numel() for parameter in parameters]
+        if not self._state and sizes != self._sizes:
+            self._names = self._sizes = None  # of a list that was empty or refused
         if self._names is not None and names is not None and list(names) != self._names:
             raise ValueError(f"{type(self).__name__} has a state for each parameter, and {renamed(self._names, names)}")
-        sizes = [parameter.numel() for parameter in parameters]
         if self._sizes is not None and sizes != self._sizes:
             raise ValueError(
                 f"{type(self).__name__} has a state for each of {len(self._sizes)} parameters, in order, and these "
@@ -223,6 +234,8 @@ class AdaptiveEachRule(AdaptiveRule, EachRule):
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         super().load_state_dict(saved)
         self._sizes, self._names = saved.get("sizes"), saved.get("names")
+        if self._sizes is None:
+            self._state = {}  # it was saved before anything was measured
 
 
 def as_rule(max_norm: "Limit | AdaptiveRule", name: str = "max_norm") -> Rule:

@@ -35,7 +35,7 @@ class Stats:
     norm: Tensor  # fp32 (fp64 if any gradient is); NaN and inf as in get_total_norm, in the next two as well
     abs_sum: Tensor  # of all |x|: with the number of elements it gives their mean
     abs_max: Tensor  # the largest |x|
-    zeros: Tensor  # int64: how many elements are exactly 0
+    zeros: Tensor  # int64: how many elements are exactly 0, of those that a sparse tensor stores
     nonfinite: Tensor  # int64: how many are NaN or inf
 
 

@@ -1,6 +1,6 @@
 """AGC: each unit's gradient is held to a fraction of that unit's weights."""
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import SupportsFloat
 
 import torch
@@ -22,7 +22,7 @@ def adaptive_clip_grad_(
     eps: float = 1e-3,
     norm_type: SupportsFloat | str = 2.0,
     *,
-    exclude: Collection[Tensor] = (),
+    exclude: Iterable[Tensor] = (),
 ) -> Tensor:
     """Scale each unit's gradient so that its norm is at most `clip_factor` times that of the unit's weights, in place.
 
@@ -34,11 +34,12 @@ def adaptive_clip_grad_(
     Args:
         parameters: tensors whose gradients are clipped; those without one are skipped. Both are read once, by the
             engines, as lists of rows; making these takes some 2 us for each row on the host. DTensors: sharded along
-            dimension 0, where every rank has whole rows.
+            dimension 0, where every rank has whole rows; those of one dimension are one unit, and have to be whole.
         clip_factor: lambda of the paper, which takes 0.01 to 0.16, less for larger batches.
         eps: at least so large a norm of weights is assumed, so that what is zero can begin to move.
         norm_type: as in `fusedclip.clip_grad_norm_`.
-        exclude: parameters to leave alone; the paper does so with the last linear layer.
+        exclude: parameters to leave alone, such as `model.head.parameters()`; the paper does so with the last linear
+            layer.
 
     Returns:
         The norm of these gradients together before clipping: 0-d, fp32 (fp64 if any gradient is), on the first
@@ -52,9 +53,10 @@ def adaptive_clip_grad_(
     """
     refuse_tracing()
     p, factor, floor = check_norm_type(norm_type), number(clip_factor, "clip_factor"), number(eps, "eps")
-    if isinstance(exclude, Tensor) or not all(isinstance(one, Tensor) for one in exclude):
-        raise TypeError(f"exclude must be parameters, in a list or a set, got {shown(exclude)}")
-    items, left_out = parameter_list(parameters, "grad"), {id(one) for one in exclude}
+    listed = [] if isinstance(exclude, Tensor) else list(exclude)
+    if isinstance(exclude, Tensor) or not all(isinstance(one, Tensor) for one in listed):
+        raise TypeError(f"exclude must be parameters, such as a list of them, got {shown(exclude)}")
+    items, left_out = parameter_list(parameters, "grad"), {id(one) for one in listed}
     gather(items, "grad", p=p)  # which says what cannot be clipped, by the parameter's number
     with_gradient = [item for item in items if item.grad is not None and id(item) not in left_out]
     if not with_gradient:

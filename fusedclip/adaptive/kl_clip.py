@@ -26,7 +26,7 @@ def kl_clip_(
     Args:
         parameters: tensors that hold the gradients g, which are read only.
         preconditioned: as many tensors, which are scaled: the gradient of each parameter times a curvature's inverse,
-            of the same shape and device; None for a parameter without a gradient.
+            of the same shape and device; None for a parameter without a gradient. One listed twice counts once.
         max_kl: above 0; K-FAC takes 1e-3.
         lr: the learning rate of the step.
         grad_attr: as in `fusedclip.clip_grad_norm_`.
@@ -57,7 +57,7 @@ def kl_clip_(
 def _pairs(items: list[Tensor], steps: list[Tensor | None], grad_attr: str) -> list[tuple[Tensor, Tensor]]:
     if len(items) != len(steps):
         raise ValueError(f"there are {len(items)} parameters and {len(steps)} preconditioned gradients")
-    pairs = []
+    pairs: dict[int, tuple[Tensor, Tensor]] = {}
     for number_, (item, step) in enumerate(zip(items, steps, strict=True)):
         grad = getattr(item, grad_attr, None)
         if grad is None and step is None:
@@ -69,8 +69,12 @@ def _pairs(items: list[Tensor], steps: list[Tensor | None], grad_attr: str) -> l
             )
         if is_dtensor(grad) or is_dtensor(step):
             raise TypeError(f"parameter {number_} is a DTensor; kl_clip_ takes whole gradients: pass .full_tensor()")
-        pairs.append((grad, step))
-    return pairs
+        if not grad.layout == step.layout == torch.strided:
+            raise TypeError(f"parameter {number_} has a sparse gradient or step; kl_clip_ takes dense ones")
+        if any(stride == 0 and size > 1 for stride, size in zip(step.stride(), step.shape, strict=True)):
+            raise ValueError(f"preconditioned[{number_}] is expanded and cannot be scaled in place; .clone() it first")
+        pairs[id(step)] = grad, step
+    return list(pairs.values())
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
@@ -78,4 +82,6 @@ def _dot(one: Tensor, other: Tensor) -> Tensor:
         tensor = tensor.detach().flatten()
         return tensor.float() if tensor.element_size() < 4 else tensor
 
-    return torch.vdot(wide(one), wide(other)).real.double()
+    one, other = wide(one), wide(other)
+    dtype = torch.promote_types(one.dtype, other.dtype)
+    return torch.vdot(one.to(dtype), other.to(dtype)).real.double()

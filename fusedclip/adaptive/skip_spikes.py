@@ -49,6 +49,7 @@ class SkipSpikes(AdaptiveRule):
 
     skips = True
     told: Told | None = None
+    _flag: Tensor | None = None  # of the last step, if it had gradients
 
     def __init__(
         self,
@@ -98,8 +99,8 @@ class SkipSpikes(AdaptiveRule):
         Nothing is skipped by this: hand the answer to an optimizer that takes `found_inf`, or read it. Arguments and
         errors are those of `fusedclip.clip_grad_norm_`; the norm is `total_norm`.
         """
-        super().clip_(parameters, group=group, counted_elsewhere=counted_elsewhere, grad_attr=grad_attr)
-        return self._flag
+        norm = super().clip_(parameters, group=group, counted_elsewhere=counted_elsewhere, grad_attr=grad_attr)
+        return norm.new_zeros((), dtype=torch.float32) if self._flag is None else self._flag
 
     def propose(self, norm: Tensor, state: State) -> Proposal:
         mean, seen, streak = state["mean"], state["count"], state["streak"]
@@ -121,9 +122,8 @@ class SkipSpikes(AdaptiveRule):
 
     def settle(self, skipped: Tensor | None = None) -> Tensor | None:
         pending = self._pending
-        flag = super().settle(skipped)
+        self._flag = flag = super().settle(skipped)
         if pending is not None and flag is not None:
-            self._flag = flag
             self._tell()
             norm, proposal = pending
             self._later.send(torch.stack([norm, proposal.threshold, flag.double(), self._state["streak"].double()]))

@@ -15,8 +15,9 @@ class ZClip(AdaptiveRule):
 
         z = (norm - mean) / (std + eps)                        # after warm-up
         if z > z_thresh:  limit = (mean + z_thresh * std / (z / z_thresh)) * clip_factor
-        mean = alpha * mean + (1 - alpha) * min(norm, limit)   # not held to max_grad_norm
-        var  = alpha * var  + (1 - alpha) * (min(norm, limit) - mean) ** 2
+        x = limit if z > z_thresh else norm                    # not held to max_grad_norm
+        mean = alpha * mean + (1 - alpha) * x
+        var  = alpha * var  + (1 - alpha) * (x - mean) ** 2
 
     Args:
         alpha: weight of the past in both averages.
@@ -72,12 +73,12 @@ class ZClip(AdaptiveRule):
         seen = state["count"]
         warm = seen < self.options["warmup_steps"]
         limit = torch.where(warm, torch.inf, self._limit(norm, state))
-        spike = norm > limit
+        spike = limit < torch.inf
         if self.options["max_grad_norm"] is not None:
             threshold = limit.clamp(max=self.options["max_grad_norm"])
         else:
             threshold = limit
-        collected, moved = _collect(norm, state), self._move(torch.minimum(norm, limit), state)
+        collected, moved = _collect(norm, state), self._move(torch.where(spike, limit, norm), state)
         after = {name: torch.where(warm, collected[name], moved[name]) for name in moved}
         if self.options["skip_update_on_spike"]:
             after = {name: torch.where(spike, state[name], value) for name, value in after.items()}

@@ -2,14 +2,14 @@
 
 import json
 import math
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from .record import Record, read_record
+from .record import Record, is_header, read_record
 
 PERCENTILES = (1, 10, 50, 90, 99)
 ROWS = 2048  # of layer norms at most, then every second one goes
@@ -30,7 +30,10 @@ class Suggestion(NamedTuple):
 
 @dataclass(eq=False)
 class History:
-    """Scalars of every record; layer norms thinned out, so that memory stays bounded."""
+    """Scalars of every record (some 250 bytes); layer norms thinned out, of at most 2,048.
+
+    A run that goes on from an earlier step takes some steps again: the last ones count.
+    """
 
     names: list[str]
     records: list[Record] = field(default_factory=list)  # without layers
@@ -39,6 +42,8 @@ class History:
     _stride: int = 1
 
     def add(self, record: Record) -> None:
+        if self.records and record.step <= self.records[-1].step:
+            self._forget(record.step)
         if record.layers is not None and len(self.records) % self._stride == 0:
             self.layer_steps.append(record.step)
             self.layers.append(record.layers)
@@ -58,28 +63,41 @@ class History:
             )
         )
 
+    def _forget(self, step: int) -> None:
+        """What is known of this step and of later ones."""
+        del self.records[bisect_left(self.records, step, key=lambda record: record.step) :]
+        first = bisect_left(self.layer_steps, step)
+        del self.layers[first:], self.layer_steps[first:]
+
     @classmethod
     def read(cls, path: str | Path) -> "History":
-        """What a `GradMonitor` wrote to a .jsonl file. A line cut off at the end is left out.
+        """What a `GradMonitor` wrote to a .jsonl file, but for lines at which a run was stopped.
 
         Raises:
             ValueError: for a file that none wrote, or of runs with different parameters.
         """
-        lines = Path(path).read_text().splitlines()
         history: History | None = None
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                if "parameters" in row:
-                    history = _same_run(history, row["parameters"], path, number)
-                elif history is not None:
-                    history.add(read_record(row))
-            except (json.JSONDecodeError, KeyError, TypeError) as problem:
-                if number == len(lines) and history is not None and history.records:
-                    break  # the run was stopped while it wrote
-                raise ValueError(f"{path}, line {number}: no record of a GradMonitor ({problem!r})") from None
+        broken: ValueError | None = None  # a line: the run was stopped there, if it is the last or the next one begins
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if broken is not None and not is_header(line):
+                    raise broken
+                broken = None
+                try:
+                    row = json.loads(line)
+                    names = row.get("parameters")
+                    record = read_record(row, len(history.names)) if history and names is None else None
+                except (AttributeError, KeyError, TypeError, ValueError) as problem:
+                    broken = ValueError(f"{path}, line {number}: no record of a GradMonitor ({problem!r})")
+                    continue
+                if names is not None:
+                    history = _same_run(history, names, path, number)
+                elif history and record:
+                    history.add(record)
         if history is None or not history.records:
-            raise ValueError(f"{path} has no records of a GradMonitor; give its sink a path that ends in .jsonl")
+            raise broken or ValueError(
+                f"{path} has no records of a GradMonitor; give its sink a path that ends in .jsonl"
+            )
         return history
 
     def summary(self) -> "Summary":
@@ -126,14 +144,20 @@ class History:
             raise ValueError(f"a suggestion needs {LEAST} steps with a finite norm, and there are {len(usual)}")
         late = usual[len(usual) // 2 :]
         limit = quantile(sorted(late), 1 - clip_rate)
+        if limit == 0:
+            raise ValueError(
+                f"{late.count(0):,} of the last {len(late):,} usual steps have a norm of 0, which is no limit; look at "
+                "the parameters that the summary calls vanished"
+            )
+        share = sum(norm > limit for norm in late) / len(late)
         reason = [
-            f"it would have clipped {clip_rate:.0%} of the last {len(late)} usual steps of {len(self.records)}, whose "
+            f"it would have clipped {share:.0%} of the last {len(late)} usual steps of {len(self.records)}, whose "
             f"median norm is {quantile(sorted(late), 0.5):.3g}"
         ]
         if spikes:
             those = "1 spike was" if len(spikes) == 1 else f"{len(spikes)} spikes were"
             reason.append(f"{those} left out, and would have been clipped")
-        reason.append(_trend(usual, late))
+        reason.append(_trend(late))
         reason.append(_now(self.records[-len(late) :]))
         return Suggestion(limit, "; ".join(filter(None, reason)))
 
@@ -194,7 +218,7 @@ def _same_run(history: History | None, names: list[str], path: str | Path, numbe
     return history or History(names)
 
 
-def _trend(usual: Sequence[float], late: Sequence[float]) -> str:
+def _trend(late: Sequence[float]) -> str:
     """Whether norms still fall or rise, so that a constant limit will not do for long."""
     quarter = len(late) // 2
     before, after = (quantile(sorted(part), 0.5) for part in (late[:quarter], late[quarter:]))

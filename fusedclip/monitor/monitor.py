@@ -62,9 +62,10 @@ class GradMonitor:
         named_parameters: as `model.named_parameters()` gives them, or a dict. Records call parameters by these names.
         sinks: where records go: a path that ends in .jsonl (added to), a `torch.utils.tensorboard.SummaryWriter`, a
             Weights & Biases run, a `logging.Logger`, or any function of a `Record`; one, or several. Of ranks with
-            sharded gradients each has the same records: give the sinks to one.
+            sharded gradients each has the same records: give the sinks to one. With `group=` only the norm is the same.
         every: record each so many steps; the others are only clipped.
-        per_layer: keep the norm of every parameter (8 bytes each; of 2,048 steps at most, evenly thinned out).
+        per_layer: keep the norm of every parameter (32 bytes each; of 2,048 steps at most, evenly thinned out). Each
+            record takes some 250 bytes beside.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: for names that are none or twice there, a sink that is none, or whose
@@ -100,11 +101,16 @@ class GradMonitor:
         group: Group | None = None,
         counted_elsewhere: Elsewhere | None = None,
     ) -> Tensor:
-        """`fusedclip.clip_grad_norm_` of the monitored parameters, recorded. `max_norm` may be an adaptive rule.
+        """`fusedclip.clip_grad_norm_` of the monitored parameters, recorded. `max_norm` may be an adaptive rule, but
+        none that leaves steps out.
 
         Returns:
             The norm before clipping: 0-d, fp32 (fp64 if any gradient is), on the first gradient's device. Does not wait
             for the device.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as `fusedclip.clip_grad_norm_`. And what a sink raises at an earlier
+                step's record, which later sinks then miss. The gradients are as they were.
         """
         refuse_tracing()
         p, rule = check_norm_type(norm_type), as_rule(max_norm)
@@ -112,6 +118,11 @@ class GradMonitor:
             rule = _with_zeros(rule)
         peers = peers_of(check_group(group, counted_elsewhere), counted_elsewhere, self._parameters)
         if isinstance(rule, AdaptiveRule):
+            if rule.skips:
+                raise ValueError(
+                    f"{type(rule).__name__} leaves steps out, which a monitor cannot; give it to "
+                    "fusedclip.optim.clip_on_step, and leave max_norm at inf here"
+                )
             rule.bind(self._parameters, self._names)
         grads = gather(self._parameters, p=_MODULUS if self._is_recorded else p)
         if not grads.reads:
@@ -133,10 +144,12 @@ class GradMonitor:
             getattr(sink, "flush", lambda: None)()
 
     def close(self) -> None:
-        """`flush`, and close the files that this has opened."""
-        self.flush()
-        for sink in self._sinks:
-            getattr(sink, "close", lambda: None)()
+        """`flush`, and close the files that this has opened, even if a sink raises."""
+        try:
+            self.flush()
+        finally:
+            for sink in self._sinks:
+                getattr(sink, "close", lambda: None)()
 
     def __enter__(self) -> "GradMonitor":
         return self
@@ -207,10 +220,10 @@ class GradMonitor:
             norm,
             norms.on_device(math.nan if limit is None else limit, device),
             clipped.coef.amin() if clipped.coef.numel() else torch.ones_like(norm),
-            found.zeros.sum(),
-            found.largest.amax() if len(found.largest) else torch.zeros_like(norm),
+            found.zeros,
+            found.largest,
         ])  # fmt: skip
-        self._later.send(torch.cat([head, found.norm]), _Note(self.step, limit is not None, absent))
+        self._later.send(torch.cat([head, found.norm, found.nonfinite]), _Note(self.step, limit is not None, absent))
 
     def _deliver(self, *, wait: bool = False) -> None:
         for note, row in self._later.arrived(wait=wait):
@@ -221,8 +234,8 @@ class GradMonitor:
 
     def _record(self, note: _Note, row: list[float]) -> Record:
         norm, limit, coef, zeros, largest = row[:_SCALARS]  # zeros of replicas are counted in parts
-        each = row[_SCALARS:]
-        nonfinite = tuple(name for name, own in zip(self._names, each, strict=True) if not math.isfinite(own))
+        each, broken = row[_SCALARS : _SCALARS + len(self._names)], row[_SCALARS + len(self._names) :]
+        nonfinite = tuple(name for name, count in zip(self._names, broken, strict=True) if count)
         layers = tuple(None if i in note.absent else own for i, own in enumerate(each)) if self._per_layer else None
         known = limit if note.has_limit else None
         return Record(note.step, norm, known, coef, round(zeros), largest, nonfinite, layers)

@@ -31,11 +31,11 @@ def draw(history: History, path: str | Path) -> None:
         raise ValueError("nothing has been recorded yet, so there is nothing to draw")
     if not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"the directory of {str(path)!r} does not exist; make it first")
-    pyplot = _pyplot()
-    has_layers = any(norm for row in history.layers for norm in row)
+    rc_context, figure_of = _matplotlib()
+    has_layers = any(norm and norm < math.inf for row in history.layers for norm in row)
     rows = min(max(len(history.names), 6), LINES) if has_layers else 0
-    with pyplot.rc_context(STYLE):
-        figure = pyplot.figure(figsize=(12, 4.6 + 0.19 * rows))
+    with rc_context(STYLE):
+        figure = figure_of(figsize=(12, 4.6 + 0.19 * rows))
         ratios = [3.6, 1.0 + 0.19 * rows] if has_layers else [1.0]
         grid = figure.add_gridspec(len(ratios), 2, height_ratios=ratios, width_ratios=[4, 1])
         over_steps = figure.add_subplot(grid[0, 0])
@@ -45,22 +45,18 @@ def draw(history: History, path: str | Path) -> None:
             _layers(figure.add_subplot(grid[1, 0], sharex=over_steps), figure.add_subplot(grid[1, 1]), history)
         figure.suptitle(_title(history), fontsize=12)
         figure.savefig(path, dpi=130, bbox_inches="tight", pad_inches=0.15)
-        pyplot.close(figure)
 
 
-def _pyplot() -> Any:
+def _matplotlib() -> tuple[Any, Any]:
+    """Without pyplot: the windows and the backend of the caller's own figures are left alone."""
     try:
-        import matplotlib
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "plots need matplotlib: pip install 'fusedclip[plots]', or read summary() and suggest_max_norm() instead"
         ) from None
-    backend = matplotlib.get_backend()
-    from matplotlib import pyplot
-
-    if backend.lower() not in ("agg",) and not pyplot.get_fignums():
-        pyplot.switch_backend("agg")  # of no window
-    return pyplot
+    return rc_context, Figure
 
 
 def _title(history: History) -> str:
@@ -113,7 +109,7 @@ def _distribution(axes: "Axes", records: Sequence[Record]) -> None:
         axes.axhline(value, color=GREY, linewidth=1)
     axes.set_xlim(0, 1.05 * float(max(counts)))
     _label_percentiles(axes, norms)
-    axes.tick_params(labelleft=False)
+    axes.tick_params(which="both", labelleft=False)
     axes.set_xlabel("steps")
 
 
@@ -151,7 +147,7 @@ def _layers(axes: "Axes", scale: "Axes", history: History) -> None:
     axes.set_xlabel("step")
     assert axes.figure is not None
     bar = axes.figure.colorbar(shades, cax=scale.inset_axes((0.0, 0.0, 0.12, 1.0)), extend="both")
-    bar.set_label("norm of the gradient (log scale)")
+    bar.set_label("norm (log scale)")
     scale.axis("off")
     if shown:
         handles = [_patch(colour, name) for name, (_, colour) in shown.items()]
@@ -163,7 +159,7 @@ def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
     title = "each parameter's gradient" + (f" (one name in {each})" if each > 1 else "")
     axes.set_title(title, loc="left", fontsize=10)
     shown = range(0, len(names), each)
-    axes.set_yticks([i + 0.5 for i in shown], [_short(names[i]) for i in shown], fontsize=7.5)
+    axes.set_yticks([i + 0.5 for i in shown], [_short(names[i]) for i in shown], fontsize=7.5, parse_math=False)
     axes.invert_yaxis()
 
 

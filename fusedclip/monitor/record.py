@@ -39,8 +39,15 @@ def header(names: Sequence[str], sizes: Sequence[int]) -> str:
     return json.dumps({"fusedclip": "monitor", "parameters": list(names), "sizes": list(sizes)})
 
 
-def read_record(row: dict[str, Any]) -> Record:
+def is_header(line: bytes) -> bool:
+    return line.startswith(b'{"fusedclip"')
+
+
+def read_record(row: dict[str, Any], count: int) -> Record:
+    """Of a run with so many parameters."""
     layers = row.get("layers")
+    if layers is not None and len(layers) != count:
+        raise ValueError(f"{len(layers)} layers of {count}")
     return Record(
         int(row["step"]), _float(row["norm"]), None if row["limit"] is None else _float(row["limit"]),
         _float(row["coef"]), int(row["zeros"]), _float(row["largest"]), tuple(row["nonfinite"]),

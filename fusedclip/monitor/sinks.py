@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,14 +42,24 @@ class JsonLines:
             raise ValueError(f"a sink's path must end in .jsonl, got {str(path)!r}")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"the directory of the sink {str(path)!r} does not exist; make it first")
+        stopped = _ends_within_a_line(path)
         self._file = path.open("a", buffering=1)
-        self._file.write(header(names, sizes) + "\n")
+        self._file.write("\n" * stopped + header(names, sizes) + "\n")
 
     def __call__(self, record: Record) -> None:
         self._file.write(record.as_json() + "\n")
 
     def close(self) -> None:
         self._file.close()
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    """Whether an earlier run was stopped while it wrote."""
+    if not path.exists() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 class TensorBoard:

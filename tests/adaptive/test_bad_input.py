@@ -50,6 +50,15 @@ def test_options_are_refused(make: Callable[[], object], error: type[Exception],
         make()
 
 
+def test_kl_clip_refuses_before_it_writes() -> None:
+    params = ones((2,), (3,))
+    first = torch.full((2,), 1e6)
+    for second, error in ((torch.ones(1).expand(3), ValueError), (torch.ones(3).to_sparse(), TypeError)):
+        with pytest.raises(error, match=r"preconditioned\[1\] is expanded|parameter 1 has a sparse"):
+            adaptive.kl_clip_(params, [first, second], 1e-3, 1.0)
+        assert first[0] == 1e6
+
+
 def trained(rule: adaptive.AdaptiveRule, *shapes: tuple[int, ...]) -> dict[str, Any]:
     rule.clip_(ones(*(shapes or ((2,), (3,)))))
     return rule.state_dict()
@@ -72,6 +81,14 @@ def test_the_state_of_another_method_is_refused(
         into.load_state_dict(state)
     with pytest.raises(ValueError, match="takes what its state_dict returned"):
         into.load_state_dict({"a": 1})
+
+
+def test_a_state_that_lacks_entries_is_refused() -> None:
+    rule = adaptive.ZClip()
+    state = trained(rule)
+    del state["state"]["var"]
+    with pytest.raises(ValueError, match="this ZClip state has other entries: mean, count"):
+        rule.load_state_dict(state)
 
 
 def test_other_parameters_are_refused() -> None:

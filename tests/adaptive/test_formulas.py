@@ -155,3 +155,16 @@ def test_a_spike_is_told_a_step_later_and_a_streak_is_warned_of(engine: Engine) 
         assert rule.threshold is not None
         assert float(rule.threshold) == pytest.approx(3 * 3**0.5)
         assert [clip(9.0), clip(9.0)] == [0, 0]
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_zclip_takes_a_spike_for_one_below_its_limit_too(skip: bool) -> None:
+    """Where clip_factor lifts the limit above the norm."""
+    rule = adaptive.ZClip(warmup_steps=2, max_grad_norm=None, clip_factor=9.0, skip_update_on_spike=skip)
+    expected = plain.ZClip(warmup_steps=2, max_grad_norm=None, clip_factor=9.0, skip_update_on_spike=skip)
+    for norm in (1.0, 1.1, 3.0, 1.0):
+        assert float(rule(torch.tensor(norm, dtype=torch.float64))) == expected.step([norm])[0]
+        rule.settle()
+    state = rule.state_dict()["state"]
+    assert float(state["mean"]) == pytest.approx(expected.mean, rel=1e-12)
+    assert float(state["var"]) == pytest.approx(expected.var, rel=1e-12)

@@ -57,6 +57,15 @@ def test_agc_is_timms(engine: Engine, dtype: torch.dtype, p: float) -> None:
     torch.testing.assert_close(norm.double(), torch.linalg.vector_norm(flat, p), rtol=3e-6, atol=0)
 
 
+def test_agc_excludes_what_an_iterator_gives() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1000.0)
+    adaptive.adaptive_clip_grad_(model.parameters(), exclude=model[1].parameters())
+    assert model[0].weight.grad.max() < 1
+    assert model[1].weight.grad.min() == 1000
+
+
 def test_agc_of_channels_last_and_of_what_has_no_gradient(engine: Engine) -> None:
     weight = engine.randn(8, 3, 5, 5).to(memory_format=torch.channels_last)
     parameter, other = nn.Parameter(weight), nn.Parameter(engine.randn(4))
@@ -103,3 +112,10 @@ def test_kl_clip_is_k_facs(lr: float, clips: bool) -> None:
 def test_kl_clip_of_nothing_is_one() -> None:
     assert float(adaptive.kl_clip_(parameters([None]), [None], 1e-3, 0.1)) == 1
     assert float(adaptive.kl_clip_(parameters([torch.ones(2)]), [torch.zeros(2)], 1e-3, 0.1)) == 1
+
+
+def test_kl_clip_of_steps_in_another_dtype_and_of_one_listed_twice() -> None:
+    (param,), step = parameters([torch.ones(3)]), torch.full((3,), 10.0, dtype=torch.float64)
+    scale = adaptive.kl_clip_([param, param], [step, step], max_kl=1e-3, lr=1.0)
+    assert float(scale) == pytest.approx(math.sqrt(1e-3 / 30))
+    torch.testing.assert_close(step, torch.full_like(step, 10 * float(scale)))

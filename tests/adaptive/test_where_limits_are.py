@@ -3,11 +3,13 @@
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed import checkpoint
 
 from fusedclip import adaptive, amp
 from fusedclip.adaptive import AdaptiveRule
@@ -216,8 +218,64 @@ def test_a_rule_can_be_copied() -> None:
     same(copy.deepcopy(rule).state_dict(), rule.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("name", RULES)
+def test_a_distributed_checkpoint_restores_a_rule(name: str, tmp_path: Path) -> None:
+    """It loads in place, and only what a new rule's state_dict has."""
+    rule, other, params = RULES[name](), RULES[name](), parameters()
+    for step in range(5):
+        fill(params, step)
+        rule.clip_(params)
+    checkpoint.save({"clip": rule.state_dict()}, checkpoint_id=tmp_path)
+    other.bind(params)
+    saved = {"clip": other.state_dict()}
+    checkpoint.load(saved, checkpoint_id=tmp_path)
+    other.load_state_dict(saved["clip"])
+    same(rule.state_dict(), other.state_dict())
+    fill(params, 5)
+    norm = rule.clip_(params)
+    fill(params, 5)
+    assert torch.equal(other.clip_(params), norm)
+    same(rule.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_state_saved_before_the_first_step(name: str) -> None:
+    rule, other, params = RULES[name](), RULES[name](), parameters()
+    other.load_state_dict(rule.state_dict())
+    for one in (rule, other):
+        fill(params, 0)
+        one.clip_(params)
+    same(rule.state_dict(), other.state_dict())
+
+
 def test_steps_without_gradients_change_nothing() -> None:
     rule = adaptive.AutoClip()
     norm = rule.clip_(parameters())
     assert norm.item() == 0
     assert rule.threshold is None
+
+
+@pytest.mark.filterwarnings("ignore:`parameters` is an empty generator")
+def test_skip_spikes_of_nothing_is_no_spike() -> None:
+    rule, params = adaptive.SkipSpikes(), parameters()
+    assert rule.clip_(params).item() == 0
+    fill(params, 0, math.nan)
+    assert rule.clip_(params).item() == 1
+    for parameter in params:
+        parameter.grad = None
+    assert rule.clip_(params).item() == 0
+
+
+@pytest.mark.parametrize("name", ["AdaGC", "EMAClip"])
+def test_a_list_that_was_not_measured_is_not_the_one_to_come(name: str) -> None:
+    rule, params = RULES[name](), parameters()
+    fill(params, 0)
+    expanded = nn.Parameter(torch.zeros(4))
+    expanded.grad = torch.ones(1).expand(4)
+    rule.clip_([])
+    with pytest.raises(RuntimeError, match="is expanded"):
+        rule.clip_([*params, expanded])
+    rule.clip_(params)
+    with pytest.raises(ValueError, match="these 2 are others"):
+        rule.clip_(params[:2])

@@ -77,9 +77,11 @@ def test_anything_with_log_gets_one_call_for_each_record() -> None:
         train,
         lambda: train(steps=1),
         lambda: train(max_norm=math.inf),
-        lambda: _of_zeros(),
+        lambda: _of(0.0),
+        lambda: _of(math.nan),
+        lambda: _of(1.0, "a$b_{$"),
     ],
-    ids=["usual", "one step", "never clipped", "zeros"],
+    ids=["usual", "one step", "never clipped", "zeros", "NaN", "a name that looks like a formula"],
 )
 def test_a_picture_is_drawn_of_any_run(make: Callable[[], GradMonitor], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
@@ -89,13 +91,27 @@ def test_a_picture_is_drawn_of_any_run(make: Callable[[], GradMonitor], tmp_path
         make().plot(tmp_path / "none" / "run.png")
 
 
-def _of_zeros() -> GradMonitor:
+def _of(value: float, name: str = "a") -> GradMonitor:
     parameter = nn.Parameter(torch.zeros(3))
-    monitor = GradMonitor({"a": parameter})
+    monitor = GradMonitor({name: parameter})
     for _ in range(3):
-        parameter.grad = torch.zeros(3)
+        parameter.grad = torch.full((3,), value)
         monitor.clip_grad_norm_(1.0)
     return monitor
+
+
+def test_a_picture_leaves_the_callers_backend_and_figures_alone(tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    from matplotlib import pyplot
+
+    before = matplotlib.get_backend()
+    try:
+        pyplot.switch_backend("svg")
+        _of(1.0).plot(tmp_path / "run.png")
+        assert matplotlib.get_backend() == "svg"
+        assert not pyplot.get_fignums()
+    finally:
+        pyplot.switch_backend(before)
 
 
 def test_without_matplotlib_the_way_out_is_told(tmp_path: Path) -> None:

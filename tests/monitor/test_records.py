@@ -145,6 +145,71 @@ def test_a_file_is_read_back_as_it_was(tmp_path: Path) -> None:
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     path.write_text(path.read_text()[:-20])  # a run that was stopped
     assert len(History.read(path).records) == 29
+    with GradMonitor(parameters, sinks=path) as resumed:
+        resumed.load_state_dict({"step": 25, "names": list(SHAPES)})
+        for step in range(25, 40):
+            fill(parameters, engine, step, 2.0)
+            resumed.clip_grad_norm_(3.0)
+    again = History.read(path)
+    assert [record.step for record in again.records] == again.layer_steps == list(range(40))
+    assert str(again.records[25:]) == str(resumed.history.records)
+    assert str(again.layers[25:]) == str(resumed.history.layers)
+
+
+def test_a_run_stopped_at_its_header_goes_on(tmp_path: Path) -> None:
+    engine, path = Engine("cpu", "cpu"), tmp_path / "run.jsonl"
+    parameters = model(engine)
+    path.write_text('{"fusedclip": "moni')
+    with GradMonitor(parameters, sinks=path) as monitor:
+        fill(parameters, engine)
+        monitor.clip_grad_norm_()
+    assert len(History.read(path).records) == 1
+
+
+def test_a_file_is_closed_even_if_a_sink_raises(tmp_path: Path) -> None:
+    engine = Engine("cpu", "cpu")
+    parameters = model(engine)
+    fill(parameters, engine)
+
+    def full(record: Record) -> None:
+        raise OSError("disk full")
+
+    monitor = GradMonitor(parameters, sinks=[tmp_path / "run.jsonl", full])
+    monitor.clip_grad_norm_(1.0)
+    with pytest.raises(OSError, match="disk full"):
+        monitor.close()
+    assert monitor._sinks[0]._file.closed  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0, 2.0, 3.0, -1.0, math.inf, -math.inf])
+def test_what_is_not_finite_is_named_whatever_the_order(engine: Engine, p: float) -> None:
+    parameters = model(engine)
+    fill(parameters, engine)
+    parameters["embed.weight"].grad[0, 0] = math.inf  # type: ignore[index]
+    parameters["scale"].grad.fill_(math.nan)  # type: ignore[union-attr]
+    monitor = GradMonitor(parameters)
+    monitor.clip_grad_norm_(math.inf, p)
+    monitor.flush()
+    assert monitor.history.records[0].nonfinite == ("embed.weight", "scale")
+
+
+def test_finite_gradients_are_not_named_though_their_squares_overflow() -> None:
+    parameter = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    parameter.grad = torch.full((2,), 1e200, dtype=torch.float64)
+    monitor = GradMonitor({"a": parameter})
+    monitor.clip_grad_norm_()
+    monitor.flush()
+    assert (monitor.history.records[0].norm, monitor.history.records[0].nonfinite) == (math.inf, ())
+
+
+def test_zeros_of_a_parameter_with_two_names_count_once() -> None:
+    parameter = nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.tensor([3.0, 0.0, 0.0])
+    monitor = GradMonitor({"a": parameter, "b": parameter})
+    monitor.clip_grad_norm_()
+    monitor.flush()
+    assert monitor.history.records[0].zeros == 2
+    assert monitor.history.layers == [(3.0, 3.0)]
 
 
 def test_long_runs_keep_their_layers_thinned_out() -> None:
@@ -181,6 +246,12 @@ def test_the_summary_and_the_suggestion_say_what_happened() -> None:
     assert sum(norm > suggestion.max_norm for norm in late) / len(late) == pytest.approx(0.1, abs=0.015)
     assert "1 spike was left out" in suggestion.reason
     assert "the present limit, 2.5, clipped 49%" in suggestion.reason or "clipped 50%" in suggestion.reason
+    assert (
+        "would have clipped 10% of the last 10" in run([1.0 + step for step in range(20)]).suggest_max_norm(0.01).reason
+    )
+    assert "would have clipped 0% of the last 10" in run([2.0] * 20).suggest_max_norm().reason
+    with pytest.raises(ValueError, match="10 of the last 10 usual steps have a norm of 0"):
+        run([0.0] * 20).suggest_max_norm()
     falling = run([10 * math.exp(-step / 100) for step in range(400)])
     assert "ask again later" in falling.suggest_max_norm().reason
 
@@ -200,6 +271,7 @@ def test_bad_input(tmp_path: Path) -> None:
         (lambda: GradMonitor(parameters).suggest_max_norm(1.5), ValueError, "clip_rate is 1.5"),
         (lambda: GradMonitor(parameters).summary(), ValueError, "nothing has been recorded yet"),
         (lambda: GradMonitor(parameters).clip_grad_norm_(-1.0), ValueError, "max_norm is -1"),
+        (lambda: GradMonitor(parameters).clip_grad_norm_(adaptive.SkipSpikes()), ValueError, "which a monitor cannot"),
         (lambda: GradMonitor(parameters).load_state_dict({}), ValueError, "takes what its state_dict returned"),
     ]  # fmt: skip
     for make, error, says in cases:
@@ -229,3 +301,8 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path.write_text(header % "a" + header % "b")
     with pytest.raises(ValueError, match="line 2: a run with other parameters begins here"):
         History.read(path)
+    good = Record(0, 1.0, 1.0, 1.0, 0, 1.0, (), (1.0,)).as_json()
+    for bad in (good.replace("[1.0]", "[]"), good.replace('"norm": 1.0', '"norm": "x"'), "7", "", "[]"):
+        path.write_text(f"{header % 'a'}{good}\n{bad}\n{good}\n")
+        with pytest.raises(ValueError, match=r"run.jsonl, line 3: no record of a GradMonitor"):
+            History.read(path)
