@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fusedclip import passes, patch
 
@@ -30,7 +31,8 @@ def torchs(code: str) -> str:
 def weights(names: Names) -> Tensor:
     model = names["model"]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.cat([parameter.detach().double().flatten() for parameter in parameters])
+    whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in parameters]
+    return torch.cat([each.detach().double().flatten() for each in whole])
 
 
 def trained(code: str, names: Names) -> Tensor:

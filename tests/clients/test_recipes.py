@@ -6,13 +6,14 @@ import types
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from . import recipes
+from . import recipes, share
 from .recipes import Names, assert_trains_as_torch, batches, loop
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
@@ -23,35 +24,43 @@ def test_each_recipe_is_run() -> None:
     assert [title for title in recipes.recipes() if f'"{title}"' not in tests] == []
 
 
-def gpt2(limit: float) -> Names:
+def gpt2(limit: float, width: int = 16, layers: int = 1, rows: int = 24) -> Names:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
-        vocab_size=40, n_positions=16, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
-    )
-    tokens = torch.randint(0, 40, (24, 16), generator=torch.Generator().manual_seed(0))
+        vocab_size=40, n_positions=16, n_embd=width, n_layer=layers, n_head=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    tokens = torch.randint(0, 40, (rows, 16), generator=torch.Generator().manual_seed(0))
     return {"model": transformers.GPT2LMHeadModel(config), "tokens": tokens, "max_norm": limit, "torch": torch}
 
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> Names:
+    return trainer_arguments(str(tmp_path))
+
+
+def trainer_arguments(folder: str) -> Names:
     """Of Hugging Face's trainers."""
     return {
-        "output_dir": str(tmp_path), "per_device_train_batch_size": 4, "max_steps": 5, "learning_rate": 0.5,
+        "output_dir": folder, "per_device_train_batch_size": 4, "max_steps": 5, "learning_rate": 0.5,
         "optim": "sgd", "lr_scheduler_type": "constant", "use_cpu": True, "report_to": "none", "seed": 0,
         "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True,
     }  # fmt: skip
 
 
-def test_hugging_face_trainer(arguments: Names) -> None:
+def hugging_face_names(names: Names, arguments: Names) -> Names:
     transformers = pytest.importorskip("transformers")
+    data = [{"input_ids": row, "labels": row} for row in names["tokens"]]
+    names |= {"Trainer": transformers.Trainer, "TrainingArguments": transformers.TrainingArguments}
+    return names | {"arguments": arguments, "data": data}
+
+
+def test_hugging_face_trainer(arguments: Names) -> None:
     logged: list[Any] = []
 
     def make(limit: float) -> Names:
-        names = gpt2(limit)
-        data = [{"input_ids": row, "labels": row} for row in names["tokens"]]
-        names |= {"arguments": arguments, "data": data}
-        names |= {"Trainer": transformers.Trainer, "TrainingArguments": transformers.TrainingArguments}
+        names = hugging_face_names(gpt2(limit), arguments)
         logged.append(names)
         return names
 
@@ -63,7 +72,8 @@ def test_hugging_face_trainer(arguments: Names) -> None:
     assert norms[-1] == pytest.approx(norms[0], rel=1e-5)
 
 
-def test_trl(arguments: Names) -> None:
+def trl_names(names: Names, arguments: Names) -> Names:
+    """With text and a tokenizer for the tokens of `gpt2`."""
     trl = pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
     tokenizers = pytest.importorskip("tokenizers")
@@ -72,14 +82,13 @@ def test_trl(arguments: Names) -> None:
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[unknown]"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="[end]", pad_token="[end]")
+    text = [" ".join(f"w{token % 38}" for token in row) for row in names["tokens"].tolist()]
+    names |= {"arguments": {**arguments, "max_length": 16}, "data": datasets.Dataset.from_dict({"text": text})}
+    return names | {"SFTConfig": trl.SFTConfig, "SFTTrainer": trl.SFTTrainer, "tokenizer": tokenizer}
 
-    def make(limit: float) -> Names:
-        names = gpt2(limit)
-        text = [" ".join(f"w{token % 38}" for token in row) for row in names["tokens"].tolist()]
-        names |= {"arguments": {**arguments, "max_length": 16}, "data": datasets.Dataset.from_dict({"text": text})}
-        return names | {"SFTConfig": trl.SFTConfig, "SFTTrainer": trl.SFTTrainer, "tokenizer": tokenizer}
 
-    assert_trains_as_torch("TRL", make)
+def test_trl(arguments: Names) -> None:
+    assert_trains_as_torch("TRL", lambda limit: trl_names(gpt2(limit), arguments))
 
 
 def test_accelerate() -> None:
@@ -167,42 +176,79 @@ def test_torchtitan() -> None:
     assert_trains_as_torch("torchtitan", loop)
 
 
-def test_peft() -> None:
-    peft = pytest.importorskip("peft")
+def test_a_step_of_torchtitans_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trainer wants a GPU to be built, its step does not; the norm is logged."""
+    trainers = pytest.importorskip("torchtitan.trainer")
+    logs = []
 
     def make(limit: float) -> Names:
-        names = gpt2(limit)
-        lora = {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True, "init_lora_weights": "gaussian"}
-        names |= {"get_peft_model": peft.get_peft_model, "LoraConfig": peft.LoraConfig, "lora": lora}
-        return names | {"batches": names["tokens"].chunk(6), "max_norm": limit / 2}
+        names = loop(limit)
+        trainer = MagicMock(model_parts=[names["model"]], optimizers=names["optimizer"], device=torch.device("cpu"))
+        trainer.gradient_accumulation_steps = trainer.num_pipeline_parallel_microbatches = 1
+        trainer.config.training.max_norm = limit
+        trainer.lr_schedulers.get_metrics.return_value = {}
+        trainer.parallel_dims = MagicMock(dp_enabled=False, pp_enabled=False, dp_cp_enabled=False, ep_enabled=False)
+        trainer.parallel_dims.get_optional_mesh.return_value = None
 
-    assert_trains_as_torch("peft", make)
+        def forward_backward_step(*, input_dict: Names, labels: Tensor, global_valid_tokens: Tensor) -> Tensor:
+            loss: Tensor = names["model"](input_dict["input"]).square().mean()
+            loss.backward()
+            return loss
+
+        trainer.forward_backward_step = forward_backward_step
+        logs.append(trainer.metrics_processor.log)
+        return names | {"trainer": trainer, "train_step": trainers.Trainer.train_step}
+
+    plain = "for batch in batches:\n    train_step(trainer, iter([({'input': batch}, torch.ones(5))]))\n"
+    title = "torchtitan's step"
+    patched = f"import fusedclip\nfusedclip.patch_torch()\n{plain}"
+    monkeypatch.setattr(recipes, "recipes", lambda: {title: patched})
+    assert_trains_as_torch(title, make, plain)
+    norms = [[call.args[3] for call in log.call_args_list] for log in logs]
+    assert len(norms[-1]) == 6
+    assert norms[-1] == pytest.approx(norms[0], rel=1e-5)
 
 
-@pytest.fixture
-def dispatch_clip_grad(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """timm's, without the rest of timm, which wants a torchvision for the same build of torch."""
+def peft_names(names: Names) -> Names:
+    peft = pytest.importorskip("peft")
+    lora = {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True, "init_lora_weights": "gaussian"}
+    names |= {"get_peft_model": peft.get_peft_model, "LoraConfig": peft.LoraConfig, "lora": lora}
+    return names | {"batches": names["tokens"].split(4)}
+
+
+def test_peft() -> None:
+    assert_trains_as_torch("peft", lambda limit: peft_names(gpt2(limit / 2)))
+
+
+def timms_clip() -> Any:
+    """timm's `dispatch_clip_grad`, without the rest of timm, which wants a torchvision for the same build of torch."""
     spec = find_spec("timm")
     if spec is None or spec.submodule_search_locations is None:
         pytest.skip("no timm")
     root = Path(spec.submodule_search_locations[0])
-    for name, folder in (("timm", root), ("timm.utils", root / "utils")):
-        package = types.ModuleType(name)
-        package.__path__ = [str(folder)]
-        monkeypatch.setitem(sys.modules, name, package)
-    return importlib.import_module("timm.utils.clip_grad").dispatch_clip_grad
+    with pytest.MonkeyPatch.context() as patch:
+        for name, folder in (("timm", root), ("timm.utils", root / "utils")):
+            package = types.ModuleType(name)
+            package.__path__ = [str(folder)]
+            patch.setitem(sys.modules, name, package)
+        return importlib.import_module("timm.utils.clip_grad").dispatch_clip_grad
 
 
 @pytest.mark.parametrize("mode", ["norm", "value"])
-def test_timm(mode: str, dispatch_clip_grad: Any) -> None:
-    def make(limit: float) -> Names:
-        return loop(limit) | {"dispatch_clip_grad": dispatch_clip_grad, "mode": mode}
-
-    assert_trains_as_torch("timm", make)
+def test_timm(mode: str) -> None:
+    names = {"dispatch_clip_grad": timms_clip(), "mode": mode}
+    assert_trains_as_torch("timm", lambda limit: loop(limit) | names)
 
 
 def test_gradient_accumulation() -> None:
     assert_trains_as_torch("Gradient accumulation", loop)
+
+
+def test_share_times_both_functions() -> None:
+    with recipes.Calls() as calls:
+        for clip, step in share.measured("Gradient accumulation", share.loop()):
+            assert 0 < clip < step
+    assert calls.count == share.STEPS // 4  # half of the clips, of which there is one in two batches
 
 
 def test_the_bar_can_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:

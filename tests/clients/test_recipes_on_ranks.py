@@ -1,13 +1,14 @@
 """docs/recipes.md, on two ranks: weights as of one process that has the whole model and both ranks' data, or as torch's
 own wrapper leaves them."""
 
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,6 +28,45 @@ def ddp(rank: int) -> None:
         return own_data(limit) | {"DistributedDataParallel": DistributedDataParallel}
 
     assert_trains_as_torch("DistributedDataParallel", make)
+
+
+def fsdp2(rank: int) -> None:
+    """By our name, and by torch's under `patch_torch()`; both recipes against torch's own."""
+
+    def make(limit: float) -> Names:
+        return own_data(limit) | {"fully_shard": fully_shard}
+
+    code = recipes()["FSDP2"]
+    plain = torchs(code)
+    assert_trains_as_torch("FSDP2", make, plain)
+    patched = plain.replace("import torch\n", "import fusedclip\n\nfusedclip.patch_torch()\n", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.clients.recipes.recipes", lambda: {"FSDP2": patched})
+        assert_trains_as_torch("FSDP2", make, plain)
+
+
+DEEPSPEEDS_OWN = """
+engine, optimizer, _, _ = deepspeed.initialize(
+    model=model, optimizer=optimizer, config={**config, "gradient_clipping": max_norm}
+)
+for batch in batches:
+    engine.backward(engine(batch).square().mean())
+    engine.step()
+"""
+
+
+def deepspeed(rank: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        patch.setenv("LOCAL_RANK", str(rank))
+        deepspeed = pytest.importorskip("deepspeed")
+        collectives = sys.modules["deepspeed.comm.torch"]  # whose name `torch` is torch's
+        patch.setattr(collectives, "build_shm_op", lambda: None)  # a minute of compiling; gloo does as well
+
+        def make(limit: float) -> Names:
+            return own_data(limit) | {"deepspeed": deepspeed, "config": {"train_micro_batch_size_per_gpu": 5}}
+
+        assert_trains_as_torch("DeepSpeed", make, DEEPSPEEDS_OWN)
 
 
 def fsdp1(rank: int) -> None:
@@ -71,6 +111,6 @@ def pipeline(rank: int) -> None:
         assert_trains_as_torch("Pipeline stages", make, PIPELINE_WHOLE)
 
 
-@pytest.mark.parametrize("scenario", [ddp, fsdp1, pipeline])
+@pytest.mark.parametrize("scenario", [ddp, fsdp1, fsdp2, pipeline, deepspeed])
 def test_on_two_ranks(scenario: Callable[[int], None]) -> None:
     on_two_ranks(scenario)
