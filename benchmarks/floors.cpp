@@ -52,7 +52,7 @@ uint64_t with_streams(int streams, char* x, int64_t lines, int64_t ahead, bool b
 extern "C" uint64_t go_through(char* x, int64_t bytes, int threads, int streams, int64_t ahead, bool by_page,
                                bool stores, uint64_t key) {
   uint64_t total = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : total)
+#pragma omp parallel for num_threads(threads) reduction(+ : total) if (threads > 1)
   for (int t = 0; t < threads; ++t) {
     const int64_t begin = bytes / kLine * t / threads, end = bytes / kLine * (t + 1) / threads;
     const auto loop = stores ? with_streams<true> : with_streams<false>;

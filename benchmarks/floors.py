@@ -46,7 +46,8 @@ def go_through(memory: Tensor, streams: int, ahead: int, by_page: bool, stores: 
     """One loop over all lines of `memory`, but for a few at the end; the sum of each line's first word where nothing is
     stored. What is stored is what was read, with the bits of `key` flipped in each word."""
     where, size, flipped = ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(memory.nbytes), ctypes.c_uint64(key)
-    threads = torch.get_num_threads()
+    # A team that was woken for little goes on spinning, into the calls that take turns with this one.
+    threads = max(1, min(torch.get_num_threads(), memory.nbytes >> 20))
     total: int = _library().go_through(where, size, threads, streams, ctypes.c_int64(ahead), by_page, stores, flipped)
     return total
 
