@@ -51,7 +51,7 @@ def whole(report: Report, all_contenders: bool = False) -> str:
 
 def clipping(rows: Sequence[Row]) -> str:
     """One line per row: torch's foreach path beside fusedclip's preferred engine."""
-    header = ["gradients", "torch foreach", "fusedclip", "ratio", "GB/s", "of read floor", "error torch", "error ours"]
+    header = ["gradients", "torch foreach", "fusedclip", "ratio", "GB/s", "of floor", "error torch", "error ours"]
     lines = []
     for row in rows:
         if (ours := row.ours) is not None:
@@ -115,5 +115,5 @@ def origin(report: Report) -> str:
     return (
         f"{where(report)}, Python {version['python']}, fusedclip {version['fusedclip']}, {state}, seed {report.seed}, "
         f"{report.environment['date'][:10]}. "
-        "Medians of interleaved calls; the floor is a plain sum over as many bytes."
+        "Medians of interleaved calls; the floor is the best of a family of plain loops over as many bytes."
     )
