@@ -59,8 +59,7 @@ def each_over_ranks(lifted: Tensor, p: float, grads: Gradients) -> Tensor:
 
 def _spread(lifted: Tensor, p: float, sources: Sequence[int]) -> Tensor:
     """[..., U] to [..., T], the identity for none."""
-    none = lifted.new_full((*lifted.shape[:-1], 1), norms.identity(p))
-    return torch.cat([lifted, none], -1)[..., norms.index_on(sources, lifted.device)]
+    return norms.spread(lifted, norms.index_on(sources, lifted.device), norms.identity(p))
 
 
 def _each_once(lifted: Tensor, p: float, sources: Sequence[int]) -> Tensor:

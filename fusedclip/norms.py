@@ -24,6 +24,7 @@ EPS = 1e-6  # torch's, in torch/nn/utils/clip_grad.py
 # The rows of lifted statistics, fp64, [5, T]: four sums, and last the largest magnitude, which keeps NaN.
 SQUARES, MAGNITUDES, ZEROS, NONFINITE, LARGEST = range(5)
 STATS = 5
+MODULUS = 1.0  # gathered for this order, a complex element is one number: its modulus
 ROWS = {2.0: SQUARES, 1.0: MAGNITUDES, math.inf: LARGEST}  # of the orders whose norm is among them
 
 
@@ -113,6 +114,12 @@ def select(lifted: Tensor, places: Sequence[int]) -> Tensor:
     if not places or places[-1] - places[0] == len(places) - 1:
         return lifted[places[0] : places[-1] + 1] if places else lifted[:0]
     return lifted[index_on(places, lifted.device)]  # one operation: there may be hundreds of runs
+
+
+def spread(values: Tensor, index: Tensor, none: float = 0.0) -> Tensor:
+    """[..., U] values to one per entry of a list, [..., T]: that at its index, `none` where that is -1."""
+    last = values.new_full((*values.shape[:-1], 1), none)
+    return torch.cat([values, last], -1)[..., index]
 
 
 def identity(p: float) -> float:

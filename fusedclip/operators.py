@@ -20,7 +20,6 @@ from .scopes import Scope, measure_scopes, scale_scopes_, scope_result
 Function = Callable[..., Any]
 
 _LIBRARY = Library("fusedclip", "DEF")  # type: ignore[no-untyped-call]
-_MODULUS = 1.0  # gathered for this order, a complex element is one number
 
 
 def _operator(schema: str, fake: Function) -> Callable[[Function], Function]:
@@ -108,7 +107,7 @@ def _clamp_(gradients: list[Tensor], clip_value: float) -> None:
 
 @_operator("stats(Tensor[] tensors, int[] entries, float p) -> (Tensor, Tensor)", _each_and_all)
 def _stats(tensors: list[Tensor], entries: list[int], p: float) -> tuple[Tensor, Tensor]:
-    grads = gather(tensors, None, p=_MODULUS)
+    grads = gather(tensors, None, p=norms.MODULUS)
     by_gradient, total = passes.stats_of(passes.stats_each(grads), grads, None)
     return stats.finished(_by_entry(by_gradient, entries), total, grads, p)
 
@@ -120,7 +119,7 @@ def _stats(tensors: list[Tensor], entries: list[int], p: float) -> tuple[Tensor,
 def _clip_with_stats_(
     gradients: list[Tensor], entries: list[int], max_norm: Tensor, p: float, zero: bool
 ) -> tuple[Tensor, Tensor]:
-    rule, grads = ClipRule(check_max_norm(max_norm), zero), gather(gradients, None, p=_MODULUS)
+    rule, grads = ClipRule(check_max_norm(max_norm), zero), gather(gradients, None, p=norms.MODULUS)
     by_gradient, total = passes.stats_of(passes.stats_each(grads), grads, None)
     passes.scale_(grads, rule(norms.finish(total[norms.ROWS[p]], p)), zero=zero)
     return stats.finished(_by_entry(by_gradient, entries), total, grads, p)
@@ -128,5 +127,4 @@ def _clip_with_stats_(
 
 def _by_entry(values: Tensor, entries: list[int]) -> Tensor:
     """Values in the order of the gradients, [..., U], as those of the parameters, [..., T]."""
-    padded = torch.cat([values, values.new_zeros(*values.shape[:-1], 1)], -1)
-    return padded[..., norms.index_on(entries, values.device)]
+    return norms.spread(values, norms.index_on(entries, values.device))

@@ -25,8 +25,6 @@ from .gradients import Gradients, gather
 from .norms import ClipRule
 from .torch_internals import outside_graphs, refuse_tracing
 
-_MODULUS = 1.0  # gathered for this order, a complex element is one number: its modulus
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stats:
@@ -74,7 +72,7 @@ def get_grad_stats(tensors: Tensors, norm_type: SupportsFloat | str = 2.0, *, gr
     refuse_tracing()
     p = _check_order(norm_type)
     peers = peers_of(check_group(group), None, [])
-    grads = gather(as_list(tensors, "tensors"), None, p=_MODULUS)
+    grads = gather(as_list(tensors, "tensors"), None, p=norms.MODULUS)
     return as_stats(*finished(*passes.stats_of(passes.stats_each(grads), grads, peers), grads, p))
 
 
@@ -110,7 +108,7 @@ def clip_grad_norm_with_stats_(
     groups = check_group(group, counted_elsewhere)
     items = parameter_list(parameters, grad_attr)
     peers = peers_of(groups, counted_elsewhere, items)
-    grads = gather(items, grad_attr, p=_MODULUS)
+    grads = gather(items, grad_attr, p=norms.MODULUS)
     if not grads.reads:
         explain_no_gradients(items, grad_attr)
     lifted, row = passes.stats_each(grads), norms.ROWS[p]

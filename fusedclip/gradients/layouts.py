@@ -10,6 +10,8 @@ from torch import Tensor
 from .._extension import subnormals_count
 from ..dtypes import FLOATING
 
+EXACT_TYPES = frozenset({Tensor, torch.nn.Parameter})  # whose memory is what it seems; a subclass may be anything
+
 
 @dataclass(slots=True)
 class Flat:
@@ -145,7 +147,7 @@ def parameter_memory(parameter: Tensor) -> Hashable | None:
 
 def is_plain(gradient: Tensor) -> bool:
     """Of an exact type, dense, and of a dtype that engines read: what the sweep takes by itself."""
-    exact = type(gradient) in (Tensor, torch.nn.Parameter) and gradient.layout == torch.strided
+    exact = type(gradient) in EXACT_TYPES and gradient.layout == torch.strided
     return exact and gradient.dtype in FLOATING and is_dense(gradient) and not gradient.is_neg()
 
 

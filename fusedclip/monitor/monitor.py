@@ -23,7 +23,7 @@ from ..arguments import (
 )
 from ..gradients import Gradients, gather
 from ..later import Later
-from ..norms import Clipped, ClipRule, EachRule, Rule
+from ..norms import MODULUS, Clipped, ClipRule, EachRule, Rule
 from ..rules import AdaptiveRule, as_rule, renamed
 from ..torch_internals import outside_graphs, refuse_tracing
 from .history import History, Suggestion, Summary
@@ -32,7 +32,6 @@ from .record import Record
 from .sinks import Sink, as_sink
 
 _SCALARS = 5  # at the head of a row: norm, limit, smallest coefficient, zeros, largest magnitude
-_MODULUS = 1.0  # gathered for this order, a complex element is one number
 
 
 class _Note(NamedTuple):
@@ -124,7 +123,7 @@ class GradMonitor:
                     "fusedclip.optim.clip_on_step, and leave max_norm at inf here"
                 )
             rule.bind(self._parameters, self._names)
-        grads = gather(self._parameters, p=_MODULUS if self._is_recorded else p)
+        grads = gather(self._parameters, p=MODULUS if self._is_recorded else p)
         if not grads.reads:
             explain_no_gradients(self._parameters, "grad")
         self._deliver()

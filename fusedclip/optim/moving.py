@@ -10,6 +10,7 @@ from torch import Tensor
 from ..backends import Streams, Updater, updating
 from ..backends.reference_update import ReferenceUpdater
 from ..dtypes import FLOATING, name_of
+from ..gradients.layouts import EXACT_TYPES
 from ..norms import follow
 from ..passes import insist
 from ..torch_internals import increment_version, is_dtensor
@@ -17,7 +18,6 @@ from ..updates import UpdateRule
 from .limits import Measured
 from .states import Keeping, State, complete
 
-_PLAIN = {Tensor, torch.nn.Parameter}
 _REFERENCE = ReferenceUpdater()
 
 
@@ -90,7 +90,7 @@ def _kept(
 
 
 def _calls(streams: Streams, owners: list[Tensor], rules: list[UpdateRule], groups: list[int]) -> list[Call]:
-    if not set(map(type, owners)) <= _PLAIN:
+    if not set(map(type, owners)) <= EXACT_TYPES:
         streams = _local(streams)
     updater = updating(streams.device)
     misfits = updater.misfits(streams)
@@ -153,7 +153,7 @@ def _check(streams: Streams, place: int) -> None:
         )
     beside = [gradient, *(state[place] for state in streams.states)]
     for tensor in (parameter, *beside):
-        if type(tensor) not in _PLAIN:
+        if type(tensor) not in EXACT_TYPES:
             raise TypeError(f"{who} is a {type(parameter).__name__}, or has such a gradient or state; use torch.optim")
         if tensor.dtype not in FLOATING:
             way_out = "; give the optimizer torch.view_as_real(...) of it" if tensor.is_complex() else ""

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from ...dtypes import FLOATING
-from ...gradients.layouts import is_dense
+from ...gradients.layouts import EXACT_TYPES, is_dense
 from ...updates import UpdateRule
 from ..updater import Streams, Updater
-
-_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 class TritonUpdater(Updater):
@@ -43,7 +41,7 @@ def _fits(streams: Streams, place: int) -> bool:
     numbers = [parameter, streams.gradients[place], *(state[place] for state in streams.states)]
     beside = numbers if master is None else [*numbers, master]
     return (
-        all(type(tensor) in _PLAIN and tensor.layout == torch.strided for tensor in beside)
+        all(type(tensor) in EXACT_TYPES and tensor.layout == torch.strided for tensor in beside)
         and all(tensor.device == streams.device and tensor.shape == parameter.shape for tensor in beside)
         and all(tensor.dtype in FLOATING for tensor in numbers)
         and is_dense(parameter)
