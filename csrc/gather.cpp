@@ -88,6 +88,7 @@ class Sweep {
     found_.items = n;
     for (size_t i = 0; i < n; ++i) {
       PyObject* const item = PyList_GET_ITEM(items_.ptr(), i);
+      prefetch_tensors(PySequence_Fast_ITEMS(items_.ptr()), i, n);
       if (!take(i, item)) look_closer(i, item);
     }
     if (devices_.size() > 1) renumber();

