@@ -46,7 +46,7 @@ def flatten(gradient: Tensor, name: str, p: float | None, *, writable: bool) -> 
         raise TypeError(f"{name} is complex, and complex numbers cannot be clamped")
     if tensor.layout == torch.sparse_coo:
         return _flatten_sparse(gradient, tensor, p)
-    if writable and _overlaps(tensor):
+    if writable and overlaps(tensor):
         raise RuntimeError(
             f"{name}, shape {tuple(tensor.shape)} with strides {tensor.stride()}, is expanded: several of its elements "
             "share memory and cannot be scaled one by one; .clone() it first"
@@ -161,7 +161,7 @@ def is_dense(tensor: Tensor) -> bool:
     return True
 
 
-def _overlaps(tensor: Tensor) -> bool:
+def overlaps(tensor: Tensor) -> bool:
     """Whether two elements share memory."""
     extent = 1
     for stride, size in _dimensions(tensor):

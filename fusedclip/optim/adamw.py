@@ -36,7 +36,8 @@ class AdamW(ClippingOptimizer):
             more than 2^-9: take a beta2 of 0.99 or less.
         master: for bf16 and fp16 parameters, what is moved instead of them: "fp32" keeps an fp32 copy, "split" (bf16
             only) the 16 bits that the parameter lacks of it. Both are the same numbers, to the bit; the parameter is
-            its master rounded to the nearest, halves away from zero in bf16.
+            its master rounded to the nearest, halves away from zero in bf16. With "fp32" the next step undoes what
+            somebody else has written to a parameter, unless its master is dropped: `state[parameter].pop("master")`.
 
     Parameters may be DTensors (FSDP2, tensor parallelism): each rank moves its shards, states are DTensors that
     torch.distributed.checkpoint saves and loads. A torch GradScaler leaves unscaling and skipping to the step, without

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import passes
 from ..arguments import Peers, check_max_norm, peers_of
 from ..gradients import gather
-from ..norms import Clipped, ClipRule, follow
+from ..norms import Clipped, ClipRule, Rule, follow
 from ..scopes import Scope, measure_scopes, scope_result
 from .skip import combine_flags
 
@@ -50,7 +50,7 @@ def measure(
     if inverse is not None:
         coefs *= follow(inverse, device)
     measured = Measured(coefs, None)
-    parameters, scopes = _scopes_of(groups, limits)
+    parameters, scopes = scopes_of(groups, limits.rule)
     if scopes:
         grads = gather(parameters, p=limits.p)
         peers: Peers | None = peers_of(limits.ranks, None, parameters)
@@ -67,14 +67,15 @@ def measure(
     return measured
 
 
-def _scopes_of(groups: list[dict[str, Any]], limits: Limits) -> tuple[list[Tensor], dict[int, Scope]]:
-    """What is measured, and what of it together, by index of the param group."""
+def scopes_of(groups: list[dict[str, Any]], rule: Rule | None) -> tuple[list[Tensor], dict[int, Scope]]:
+    """The parameters that are measured, and the scopes of them: of all groups without a "max_norm" of their own (the
+    first, if there is a rule for it), and by index of each that has one."""
     parameters: list[Tensor] = []
     together: list[int] = []
-    scopes: dict[int, Scope] = {} if limits.rule is None else {TOGETHER: Scope(together, limits.rule)}
+    scopes: dict[int, Scope] = {} if rule is None else {TOGETHER: Scope(together, rule)}
     for i, group in enumerate(groups):
         own = group.get("max_norm")
-        if own is None and limits.rule is None:
+        if own is None and rule is None:
             continue
         entries = range(len(parameters), len(parameters) + len(group["params"]))
         parameters += group["params"]

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import shown
 from ..backends import Streams, Updater, updating
 from ..backends.reference_update import ReferenceUpdater
 from ..dtypes import FLOATING, name_of
-from ..gradients.layouts import EXACT_TYPES
+from ..gradients.layouts import EXACT_TYPES, overlaps
 from ..norms import follow
 from ..passes import insist
 from ..torch_internals import increment_version, is_dtensor
@@ -125,12 +126,21 @@ def _picked(streams: Streams, owners: list[Tensor], places: list[int]) -> tuple[
 
 
 def _local(streams: Streams) -> Streams:
-    """What this rank has of DTensors. A gradient that is placed otherwise than its parameter is brought there."""
+    """What this rank has of DTensors, and what subclasses are that only bear another name. A gradient that is placed
+    otherwise than its parameter is brought there."""
 
     def shard(tensor: Any) -> Any:
-        return tensor._local_tensor if is_dtensor(tensor) else tensor
+        if is_dtensor(tensor):
+            return tensor._local_tensor
+        is_renamed = isinstance(tensor, Tensor) and type(tensor) not in EXACT_TYPES and not _dispatches(tensor)
+        return tensor.as_subclass(Tensor) if is_renamed else tensor
 
     def placed(gradient: Any, parameter: Any) -> Any:
+        if is_dtensor(parameter) and any(placement.is_partial() for placement in parameter.placements):
+            raise TypeError(
+                f"a parameter of shape {tuple(parameter.shape)} is a DTensor of which each rank holds one part of a "
+                "sum, which no step moves rightly; .redistribute() it first"
+            )
         if is_dtensor(gradient) and is_dtensor(parameter) and gradient.placements != parameter.placements:
             return gradient.redistribute(parameter.device_mesh, parameter.placements)
         return gradient
@@ -140,6 +150,11 @@ def _local(streams: Streams) -> Streams:
     locals_ = [[shard(tensor) for tensor in stream] for stream in (s.parameters, gradients, s.masters, *s.states)]
     parameters, gradients, masters, *states = locals_
     return Streams(parameters[0].device, s.rows, parameters, gradients, tuple(states), masters, s.steps)
+
+
+def _dispatches(tensor: Tensor) -> bool:
+    """Whether a subclass may keep its elements elsewhere."""
+    return type(tensor).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
 
 
 def _check(streams: Streams, place: int) -> None:
@@ -161,8 +176,16 @@ def _check(streams: Streams, place: int) -> None:
                 f"{who}, its gradient or state is {tensor.dtype}; optimizers move "
                 f"{', '.join(sorted(map(name_of, FLOATING)))}{way_out}"
             )
+    if parameter.is_meta:
+        raise TypeError(
+            f"{who} is on the meta device and has no elements; use .to_empty(device=...) and load the model"
+        )
+    if streams.steps is not None and not isinstance(streams.steps[place], Tensor):
+        raise TypeError(f'the state "step" of {who} must be a tensor, got {shown(streams.steps[place])}')
     if streams.masters[place] is not None:
         beside.append(streams.masters[place])  # type: ignore[arg-type]
+    if any(map(overlaps, (parameter, *beside[1:]))):
+        raise ValueError(f"{who} or its state is expanded: several of its elements share memory; .clone() it first")
     for tensor in beside:
         if tensor.shape != parameter.shape or tensor.device != parameter.device:
             raise ValueError(

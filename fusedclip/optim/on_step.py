@@ -20,16 +20,16 @@ from ..arguments import (
     Peers,
     check_defer,
     check_group,
-    check_max_norm,
     check_norm_type,
     check_on_nonfinite,
     peers_of,
 )
 from ..gradients import Gradients, gather, shares_memory
-from ..norms import Clipped, ClipRule, EachRule, Rule, follow
+from ..norms import Clipped, EachRule, Rule, follow
 from ..rules import AdaptiveRule, as_rule
 from ..scopes import Scope, measure_scopes, scale_scopes_, scope_result
 from ..torch_internals import outside_graphs, refuse_tracing
+from .limits import scopes_of
 from .skip import combine_flags, prepare_momentum, refuse_unmade_momentum
 from .stand_in import StandIn, is_inner_step, takes_grad_scale
 
@@ -255,18 +255,8 @@ class ClipOnStep:
         self.group_norms = dict(zip(list(scopes)[1:], own, strict=True))
 
     def _gather(self, optimizer: Optimizer) -> tuple[Gradients, dict[int, Scope], Peers | None]:
-        """All gradients; what is clipped together (-1, the first) and by itself, by index of the param group; peers."""
-        parameters: list[Tensor] = []
-        together: list[int] = []
-        scopes = {-1: Scope(together, self._rule)}
-        for i, group in enumerate(optimizer.param_groups):
-            entries = range(len(parameters), len(parameters) + len(group["params"]))
-            parameters += group["params"]
-            if group.get("max_norm") is None:
-                together.extend(entries)
-            else:
-                limit = check_max_norm(group["max_norm"], f'optimizer.param_groups[{i}]["max_norm"]')
-                scopes[i] = Scope(entries, ClipRule(limit))
+        """All gradients; what is clipped together (the first) and by itself, by index of the param group; peers."""
+        parameters, scopes = scopes_of(optimizer.param_groups, self._rule)
         if isinstance(self._rule, AdaptiveRule):
             self._rule.bind(parameters)
         return gather(parameters, p=self._p), scopes, peers_of(*self._ranks, parameters)

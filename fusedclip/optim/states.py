@@ -33,8 +33,16 @@ class Keeping:
     master: Literal["fp32", "split"] | None
 
     def key_for(self, parameter: Tensor) -> str | None:
-        """The name of its master, or what else makes one; None where it has none."""
-        return KEYS[self.master] if self.master is not None and parameter.dtype in _HALVES else None
+        """The name of its master, or what else makes one; None where it has none. Raises ValueError if it cannot have
+        this one, which it may lose by model.half(), too."""
+        if self.master is None or parameter.dtype not in _HALVES:
+            return None
+        if self.master == "split" and parameter.dtype == torch.float16:
+            raise ValueError(
+                'master="split" keeps the lower half of an fp32 number of which a bf16 parameter is the upper one, '
+                'and a parameter is fp16; use master="fp32"'
+            )
+        return KEYS[self.master]
 
     def dtype_for(self, parameter: Tensor) -> torch.dtype:
         """Of its moments: what was asked for, or that of whatever the rule moves."""
@@ -45,9 +53,9 @@ class Keeping:
 
 def complete(state: State, parameter: Tensor, names: tuple[str, ...], counts_steps: bool, keeping: Keeping) -> None:
     """Make what is missing: a step of 0, moments of 0, a master that is the parameter."""
-    if counts_steps and not isinstance(state.get("step"), Tensor):
-        taken = state.get("step", 0 if state.get(names[0]) is None else 1)  # torch's SGD does not count
-        state["step"] = torch.full((), float(taken), dtype=torch.float32, device=parameter.device)
+    if counts_steps and "step" not in state:
+        taken = 0.0 if state.get(names[0]) is None else 1.0  # torch's SGD does not count
+        state["step"] = torch.full((), taken, dtype=torch.float32, device=parameter.device)
     for name in names:
         if state.get(name) is None:
             state[name] = torch.zeros_like(
@@ -109,6 +117,8 @@ def unseal(state: State, parameter: Tensor, names: tuple[str, ...], keeping: Kee
             wanted = keeping.dtype_for(parameter) if name in names else None
             dtype = torch.float32 if name == "step" else wanted
             state[name] = value.tensor.to(device=parameter.device, dtype=dtype or value.tensor.dtype)
+        elif name == "step":  # a number in checkpoints of torch before 1.12
+            state[name] = torch.full((), float(value), dtype=torch.float32, device=parameter.device)
     loaded = {name: state.pop(name) for name in _DTYPES if name in state}
     kept = {name: value for name, value in loaded.items() if value.dtype == _DTYPES[name]}  # torch has cast the others
     key = keeping.key_for(parameter)

@@ -49,12 +49,8 @@ class ClippingOptimizer(Optimizer):
             self._rule(self.param_groups[-1])
             if param_group.get("max_norm") is not None:
                 check_max_norm(param_group["max_norm"], 'the param group\'s "max_norm"')
-            halves = [p for p in param_group["params"] if p.dtype == torch.float16]
-            if halves and self._keeping.master == "split":
-                raise ValueError(
-                    'master="split" keeps the lower half of an fp32 number of which a bf16 parameter is the upper one, '
-                    'and a parameter is fp16; use master="fp32"'
-                )
+            for parameter in param_group["params"]:
+                self._keeping.key_for(parameter)
         except Exception:
             self.param_groups.pop()
             raise
@@ -70,8 +66,13 @@ class ClippingOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         refuse_tracing()
-        with torch.no_grad():
-            self._step()
+        try:
+            with torch.no_grad():
+                self._step()
+        except BaseException:
+            for name in ("grad_scale", "found_inf"):  # a GradScaler takes them off again only if the step returns
+                self.__dict__.pop(name, None)
+            raise
         return loss
 
     def _step(self) -> None:
@@ -90,7 +91,8 @@ class ClippingOptimizer(Optimizer):
 
         Raises KeyError if it has none (yet): masters are made at the first step, for bf16 and fp16 parameters.
         """
-        master = master_of(parameter, self.state.get(parameter, {}))
+        kept = self._keeping.key_for(parameter) is not None
+        master = master_of(parameter, self.state.get(parameter, {})) if kept else None
         if master is None:
             raise KeyError(
                 f"no master of this parameter ({parameter.dtype}): bf16 and fp16 ones have one from their first step "
@@ -103,14 +105,19 @@ class ClippingOptimizer(Optimizer):
 
         States get the dtypes that this optimizer keeps them in: exactly what was saved where the options are the same.
         Masters that the checkpoint has not are built from the parameters at the next step; if it has some and this
-        optimizer keeps none, a warning says so. A group's "max_norm" stays where the checkpoint names none.
+        optimizer keeps none, a warning says so. A group's "max_norm" stays where the checkpoint names none. If it
+        raises, nothing has been loaded.
         """
         limits = [group["max_norm"] for group in self.param_groups if "max_norm" in group]
         limits = [group.get("max_norm") for group in self.param_groups] if limits else []
+        before = self.state, self.param_groups
         first = self.register_load_state_dict_post_hook(lambda _: self._unseal(limits), prepend=True)
         last = self.register_load_state_dict_pre_hook(lambda _, loaded: seal(loaded))
         try:
             super().load_state_dict(state_dict)
+        except BaseException:
+            self.state, self.param_groups = before
+            raise
         finally:
             first.remove()
             last.remove()
@@ -178,7 +185,10 @@ def keeping_of(moments: torch.dtype | None, master: Literal["fp32", "split"] | N
 
 def number_at_least_0(value: Any, name: str) -> float:
     """An option of a param group as a float."""
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {shown(value)}") from None
     if not 0 <= number < math.inf:
         raise ValueError(f"{name} is {number}; it must be at least 0 and finite")
     return number

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from fusedclip.optim import AdamW
 
@@ -94,3 +96,84 @@ def shards(rank: int) -> None:
 
 def test_shards_and_distributed_checkpoints() -> None:
     on_two_ranks(shards)
+
+
+def placements(rank: int) -> None:
+    """A parameter and a gradient, each placed in every way."""
+    mesh = init_device_mesh("cpu", (2,))
+    ways: list[Any] = [Replicate(), Shard(0), Shard(1), Partial()]
+    generator = torch.Generator().manual_seed(0)
+    values, gradient = (torch.randn(3, 5, generator=generator) for _ in range(2))
+    whole = nn.Parameter(values.clone())
+    whole.grad = gradient.clone()
+    theirs = AdamW([whole], max_norm=0.5)
+    for _ in range(2):
+        theirs.step()
+    for way in ways[:3]:
+        for other in ways:
+            p = nn.Parameter(distribute_tensor(values.clone(), mesh, [way]))
+            if other.is_partial():
+                p.grad = DTensor.from_local(gradient / 2, mesh, [other], run_check=False)
+            else:
+                p.grad = distribute_tensor(gradient, mesh, [other])
+            ours = AdamW([p], max_norm=0.5)
+            for _ in range(2):
+                ours.step()
+            torch.testing.assert_close(full(p.detach()), whole.detach())
+            torch.testing.assert_close(ours.total_norm, theirs.total_norm)
+    p = nn.Parameter(DTensor.from_local(values.clone(), mesh, [Partial()], run_check=False))
+    p.grad = DTensor.from_local(gradient, mesh, [Partial()], run_check=False)
+    with pytest.raises(TypeError, match=r"one part of a sum, .*redistribute\(\)"):
+        AdamW([p]).step()
+    assert torch.equal(p.to_local(), values)
+
+
+def test_placements() -> None:
+    on_two_ranks(placements)
+
+
+def tensor_parallel(rank: int) -> None:
+    """A model in columns and rows, and with its replicated rest sharded besides."""
+    for shape in ((1, 2), (2, 1)):
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp"))
+        torch.manual_seed(0)
+        whole = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 5), nn.LayerNorm(5))
+        model = parallelize_module(copy.deepcopy(whole), mesh["tp"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        fully_shard(model, mesh=mesh["dp"])
+        ours = AdamW(model.parameters(), lr=0.01, max_norm=0.3)
+        theirs = torch.optim.AdamW(whole.parameters(), lr=0.01)
+        for step in range(4):
+            x = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+            for one, optimizer in ((model, ours), (whole, theirs)):
+                optimizer.zero_grad()
+                (one(x) - x[:, :5]).pow(2).sum().backward()
+            norm = nn.utils.clip_grad_norm_(whole.parameters(), 0.3)
+            ours.step()
+            theirs.step()
+            torch.testing.assert_close(ours.total_norm, norm, rtol=1e-4, atol=0)
+        for p, q in zip(model.parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(full(p.detach()), q.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_tensor_parallelism() -> None:
+    on_two_ranks(tensor_parallel)
+
+
+def skips(rank: int) -> None:
+    """A NaN on one rank keeps all of them from stepping."""
+    model = stack().float()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = AdamW(model.parameters(), max_norm=0.5, on_nonfinite="skip")
+    before = [p.to_local().clone() for p in model.parameters()]  # type: ignore[attr-defined]
+    model(torch.ones(2, 5)).sum().backward()
+    if rank == 0:
+        next(model.parameters()).grad._local_tensor.view(-1)[0] = float("nan")  # type: ignore[union-attr]
+    optimizer.step()
+    assert optimizer.total_norm is not None
+    assert optimizer.total_norm.isnan()
+    for p, q in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p.to_local(), q)  # type: ignore[attr-defined]
+
+
+def test_a_nan_on_one_rank_skips_the_step_on_all() -> None:
+    on_two_ranks(skips)

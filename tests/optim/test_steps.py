@@ -261,27 +261,63 @@ def of_another_shape() -> Parameter:
     return p
 
 
+def expanded() -> Parameter:
+    p = Parameter(torch.ones(1).expand(3))
+    p.grad = torch.ones(3)
+    return p
+
+
+def float8() -> Parameter:
+    p = Parameter(torch.ones(3).to(torch.float8_e4m3fn))
+    p.grad = torch.ones(3).to(torch.float8_e4m3fn)
+    return p
+
+
+@engines("cpu", "cuda", "triton", "reference", on="cpu")
 @pytest.mark.parametrize("max_norm", [None, 0.1])
+@pytest.mark.parametrize("kind", [AdamW, functools.partial(SGD, momentum=0.9)], ids=["AdamW", "SGD"])
 @pytest.mark.parametrize(
     ("bad", "words"),
-    [(sparse, "SparseAdam"), (complex_, "view_as_real"), (of_another_shape, "gradient or state of shape")],
+    [
+        (sparse, "SparseAdam"),
+        (complex_, "view_as_real"),
+        (of_another_shape, "gradient or state of shape"),
+        (expanded, r"is expanded: .*\.clone\(\) it first"),
+        (float8, "optimizers move bfloat16"),
+    ],
 )
-def test_a_failed_step_changes_nothing(bad: Callable[[], Parameter], words: str, max_norm: float | None) -> None:
+def test_a_failed_step_changes_nothing(
+    engine: Engine, bad: Callable[[], Parameter], words: str, kind: Callable[..., Any], max_norm: float | None
+) -> None:
     good = [Parameter(torch.ones(4)), Parameter(torch.ones(5))]
     for p in good:
         p.grad = torch.ones_like(p)
-    optimizer = AdamW(good, max_norm=max_norm)
+    optimizer = kind(good, max_norm=max_norm)
     optimizer.step()
     optimizer.add_param_group({"params": [bad()]})
     before = snapshot(optimizer)[:2]
     with pytest.raises((TypeError, ValueError), match=words):
         optimizer.step()
+    versions = [p._version for p in good]
+    with pytest.raises((TypeError, ValueError), match=words):
+        optimizer.step()
+    assert [p._version for p in good] == versions
     for (p, grad, state), parameter in zip(before, good, strict=True):
         assert torch.equal(parameter, p)
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, grad)
         for name, value in state.items():
             assert torch.equal(optimizer.state[parameter][name], value)
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.1])
+def test_meta_parameters_are_refused(max_norm: float | None) -> None:
+    good, bad = Parameter(torch.ones(3)), Parameter(torch.ones(3, device="meta"))
+    for p in (good, bad):
+        p.grad = torch.ones_like(p)
+    with pytest.raises(TypeError, match="to_empty"):
+        AdamW([good, bad], max_norm=max_norm).step()
+    assert torch.equal(good, torch.ones(3))
 
 
 def test_parameters_that_share_memory_are_refused() -> None:

@@ -43,7 +43,7 @@ def _fits(streams: Streams, place: int) -> bool:
     return (
         all(type(tensor) in EXACT_TYPES and tensor.layout == torch.strided for tensor in beside)
         and all(tensor.device == streams.device and tensor.shape == parameter.shape for tensor in beside)
-        and all(tensor.dtype in FLOATING for tensor in numbers)
+        and all(tensor.dtype in FLOATING and not tensor.is_neg() for tensor in numbers)
         and is_dense(parameter)
         and all(tensor.stride() == parameter.stride() or _contiguous(tensor, parameter) for tensor in beside)
         and (streams.steps is None or streams.steps[place].device == streams.device)
