@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from benchmarks.measure import Settings, run_suite
 from benchmarks.release import bars, sources
 from benchmarks.results import Report, Row
 from benchmarks.suites import DTYPES, SUITES, Suite, select
-from benchmarks.train import experiments
+from benchmarks.train.experiments import EXPERIMENTS, to_tensorboard
 from benchmarks.workloads import CATALOGUE, GIB
 
 RESULT = Path("benchmark-results") / "main.json"
 # The results that the documents show.
 MADE_BY = {"claims": "run --suite claims", "step": "step", "monitor": "monitor", "training": "train"}
-MADE_BY["adaptive"] = "train --adaptive"
+MADE_BY |= {name: f"train --{name}" for name in ("adaptive", "optimizers")}
 
 Options = argparse.Namespace
 # Of what several commands share. argparse has to know of none: the default of a command's own parser would overwrite
@@ -65,11 +66,12 @@ def run(options: Options) -> int:
 
 
 def train(options: Options) -> int:
-    """The training experiments only, or how adaptive rules take a spike."""
+    """The training experiments only, or how adaptive rules take a spike, or our optimizers beside torch's."""
     report = new_report(options, "train")
-    train_all(report, options, *(["adaptive"] if options.adaptive else ["gpt", "lstm"]))
-    if options.adaptive:
-        options.out = options.out or RESULT.with_name("adaptive.json")
+    names = [name for name in ("adaptive", "optimizers") if getattr(options, name)]
+    train_all(report, options, *(names or ["gpt", "lstm"]))
+    if names:
+        options.out = options.out or RESULT.with_name(f"{names[0]}.json")
         draw(report, options.out.parent)
     return finish(report, options)
 
@@ -90,23 +92,27 @@ def tune(options: Options) -> int:
 
 def step(options: Options) -> int:
     """What clipping adds to a fused AdamW step, and unscaling with clipping."""
-    return ways(new_report(options, "step"), options, optimizer_step.measure(settings_of(options), seconds(options)))
+    how = settings_of(options), seconds(options)
+    return ways(options, "step", chain(optimizer_step.measure(*how), optimizer_step.measure_small(*how)))
 
 
 def monitor(options: Options) -> int:
     """What a monitor adds to clipping, and statistics to norms."""
-    return ways(new_report(options, "monitor"), options, health.measure(settings_of(options), seconds(options)))
+    return ways(options, "monitor", health.measure(settings_of(options), seconds(options)))
 
 
 def seconds(options: Options) -> float:
     return 4.0 if options.quick else 15.0
 
 
-def ways(report: Report, options: Options, rows: Iterable[Row]) -> int:
-    """Rows of ways to do the same."""
+def ways(options: Options, name: str, rows: Iterable[Row]) -> int:
+    """Rows of ways to do the same; pictures beside the result, if that is kept."""
+    report = new_report(options, name)
     report.rows += rows
     report.claims = bars.claims(report)
     print(table.whole(report))
+    if options.out:
+        draw(report, options.out.parent)
     return finish(report, options)
 
 
@@ -218,12 +224,13 @@ def measure_all(report: Report, options: Options, suite: Suite) -> None:
 
 def train_all(report: Report, options: Options, *names: str) -> None:
     for name in names:
-        steps = experiments.STEPS[name] // (4 if options.quick else 1)
+        experiment = EXPERIMENTS[name]
+        steps = experiment.steps // (4 if options.quick else 1)
         with progress_bar(unit="step", total=steps, desc=f"training {name}") as bar:
-            report.training[name] = experiments.run(name, options.seed, steps, bar.update)
-        print(f"\n{name.upper()}:\n\n{experiments.summary(name, report.training[name])}\n")
+            report.training[name] = experiment.run(options.seed, steps, bar.update)
+        print(f"\n{name.upper()}:\n\n{experiment.summary(report.training[name])}\n")
     if options.logdir:
-        experiments.to_tensorboard(options.logdir, report.training)
+        to_tensorboard(options.logdir, report.training)
 
 
 def finish(report: Report, options: Options) -> int:
@@ -294,6 +301,7 @@ def parser() -> argparse.ArgumentParser:
     add("--details", help=DETAILS, **FLAG)
     add = command("train", train, measuring)
     add("--adaptive", help="AutoClip, ZClip, AdaGC and SkipSpikes beside a fixed limit", **FLAG)
+    add("--optimizers", help="torch's AdamW beside ours, in fp32, with bf16 moments, with a split master", **FLAG)
     add = command("tune", tune, measuring)
     add("--dtype", help="only this one (default: all)", choices=DTYPES, **EACH)
     command("step", step, measuring)

@@ -1,12 +1,10 @@
 """PNG files from a report: speed-up, roofline, training curves. Nothing is measured here."""
 
-import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 matplotlib.use("Agg")
 
@@ -14,15 +12,14 @@ from matplotlib import pyplot
 from matplotlib.patches import Patch
 
 from benchmarks.contenders import TORCH_FOREACH
+from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from benchmarks.results import Report, Row
+from benchmarks.step_picture import steps
 from benchmarks.suites import BOTH
 from benchmarks.table import SHORT_DTYPE, where
-from benchmarks.train.experiments import GUESSING
+from benchmarks.train import adaptive, optimizers
+from benchmarks.train.experiments import GUESSING, Result
 
-# Okabe and Ito's palette, which the common kinds of colour blindness tell apart.
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666", "#000000",
-)  # fmt: skip
 DTYPE_COLOURS = {"float32": BLUE, "bfloat16": ORANGE, "float16": GREEN, "mixed": PURPLE}
 CONTENDER_COLOURS = {
     TORCH_FOREACH: VERMILION, "torch loop": ORANGE, "torch.compile": PURPLE,
@@ -43,11 +40,11 @@ STYLE: Any = {
 def draw_all(report: Report, folder: Path) -> list[Path]:
     """Every picture for which the report has data; the paths of those that were made."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"speedup": speedup, "roofline": roofline, "gpt": gpt, "lstm": lstm, "adaptive": adaptive}
     made = []
     with pyplot.rc_context(STYLE):
-        for name, draw in pictures.items():
-            if title := draw(report):
+        training = {name: partial(OF_TRAINING[name], result) for name, result in report.training.items()}
+        for name, draw in ({name: partial(draw, report) for name, draw in OF_ROWS.items()} | training).items():
+            if title := draw():
                 pyplot.suptitle(f"{title}\n{where(report)}")
                 made.append(folder / f"{name}.png")
                 pyplot.savefig(made[-1], dpi=120, bbox_inches="tight")
@@ -119,10 +116,8 @@ def roofline(report: Report) -> str:
     return "How close is clipping to the memory's roof?"
 
 
-def gpt(report: Report) -> str:
+def gpt(result: Result) -> str:
     """The loss curves of both clips, one upon the other, and how far they are apart."""
-    if not (result := report.training.get("gpt")):
-        return ""
     _, axes = pyplot.subplots(figsize=(8, 4))
     for run, colour, width in zip(result["runs"], (ORANGE, BLUE), (5.0, 1.2), strict=True):
         axes.plot(run["losses"], color=colour, linewidth=width, label=run["name"])
@@ -133,10 +128,8 @@ def gpt(report: Report) -> str:
     return f"A small GPT, clipped by torch and by fusedclip: the losses are {apart}"
 
 
-def lstm(report: Report) -> str:
+def lstm(result: Result) -> str:
     """Gradient norm and loss over the steps, without clipping and with it: what an exploding gradient looks like."""
-    if not (result := report.training.get("lstm")):
-        return ""
     _, panels = pyplot.subplots(2, 1, figsize=(8, 5.6), sharex=True)
     max_norm = result["max_norm"]
     loose, clipped = result["runs"]
@@ -155,34 +148,6 @@ def lstm(report: Report) -> str:
     return f"An LSTM, plain SGD with a rate of {result['learning_rate']:g}"
 
 
-def adaptive(report: Report) -> str:
-    """What garbage costs each contender: its loss above that of a run that was spared it, and its norm."""
-    if not (result := report.training.get("adaptive")):
-        return ""
-    spared, *runs = result["runs"]
-    colours = (GREY, BLACK, ORANGE, BLUE, GREEN, VERMILION)
-    _, panels = pyplot.subplots(2, 1, figsize=(11, 7), sharex=True, height_ratios=(3, 2))
-    first, last = result["spikes"][0], result["spikes"][-1]
-    start, end, highest = max(0, first - 40), min(len(spared["losses"]), last + 80), 0.1
-    for run, colour in zip(runs, colours, strict=True):
-        excess = np.array(run["losses"], float) - spared["losses"]
-        excess[first : last + 1] = math.nan
-        excess = smoothed(excess)
-        if run is not runs[0]:  # without clipping it leaves the picture
-            highest = max(highest, *excess[last + 1 : end])
-        how = {"color": colour, "linewidth": 1.6, "linestyle": "--" if run is runs[0] else "-"}
-        panels[0].plot(excess, label=f"{run['name']}: {run['cost']:+.2f}", **how)
-        panels[1].semilogy(run["norms"], **how)
-    for axes in panels:
-        axes.axvspan(first - 0.5, last + 0.5, color=GREY, alpha=0.25, linewidth=0)
-    panels[0].set(ylim=(-0.15, 1.15 * highest), xlim=(start, end))
-    panels[0].set_ylabel("loss above that of a run without\nthe garbage (mean of 5 steps)")
-    panels[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, title="mean of the 20 steps after")
-    panels[1].set(xlabel="step", ylabel="gradient norm\nbefore clipping")
-    return f"A small GPT meets {last - first + 1} batches of random bytes (grey)"
-
-
-def smoothed(values: Any, width: int = 5) -> Any:
-    """Means of those that are numbers."""
-    padded = np.concatenate([np.full(width - 1, math.nan), values])
-    return np.ma.masked_invalid(sliding_window_view(padded, width)).mean(axis=1).filled(math.nan)
+# By their names, which are those of the files; of a training experiment the result is what is drawn.
+OF_ROWS = {"speedup": speedup, "step": steps, "roofline": roofline}
+OF_TRAINING = {"gpt": gpt, "lstm": lstm, "adaptive": adaptive.picture, "optimizers": optimizers.picture}

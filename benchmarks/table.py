@@ -65,14 +65,19 @@ def clipping(rows: Sequence[Row]) -> str:
 
 def stepping(rows: Sequence[Row]) -> str:
     """One line per way: its time with a limit that does not clip and one that does, and the ratio to the first way."""
-    lines: dict[str, list[str]] = {}
+    tables: dict[str, dict[str, list[str]]] = {}
     for row in rows:
-        base = row.contenders[0].device_us
+        base, lines = row.contenders[0].device_us, tables.setdefault(row.title, {})
         for one in row.contenders:
             ratio = short(one.device_us / base, ".2f")
             lines.setdefault(one.contender, []).extend((time_of(one, one.device_us), ratio))
-    header = ["", "not clipped", "ratio", "clipped", "ratio"]
-    return markdown(header, [[name, *(cells + [MISSING] * 4)[:4]] for name, cells in lines.items()])
+    return "\n\n".join(
+        markdown(
+            [title, "not clipped", "ratio", "clipped", "ratio"],
+            [[name, *(cells + [MISSING] * 4)[:4]] for name, cells in lines.items()],
+        )
+        for title, lines in tables.items()
+    )
 
 
 def details(report: Report) -> str:
