@@ -26,6 +26,7 @@ def tables(results: Path) -> dict[str, str]:
     names = "claims", "step", "monitor", "training", "optimizers"
     claims, step, monitor, training, optimizers = (Report.load(results / f"{name}.json") for name in names)
     rows = {row.key[:3]: row for row in claims.rows}
+    by_optimizer = EXPERIMENTS["optimizers"].summary(optimizers.training["optimizers"])
     torchs, ours = (f"{run['clip_share']:.2%}" for run in training.training["gpt"]["runs"])
     apart = training.training["gpt"]["largest_difference"]
     return {
@@ -36,7 +37,7 @@ def tables(results: Path) -> dict[str, str]:
         ),
         "claims": f"{table.summary(claims)}\n\n{table.claims(claims)}\n\n{table.origin(claims)}",
         "monitor": f"{table.summary(monitor)}\n\n{table.origin(monitor)}",
-        "optimizers": f"{EXPERIMENTS['optimizers'].summary(optimizers.training['optimizers'])}\n\n{table.origin(optimizers)}",
+        "optimizers": f"{by_optimizer}\n{table.where(optimizers)}.",
         "step": f"{table.summary(step)}\n\n{table.claims(step)}\n\n{table.origin(step)}",
     }
 

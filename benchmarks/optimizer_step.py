@@ -12,9 +12,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import fusedclip
-from benchmarks import workloads
-from benchmarks.gradients import Gradients
-from benchmarks.measure import Settings, row_of, time_beside_floor
+from benchmarks.measure import Settings, gradients_like, row_of
 from benchmarks.operations import Operation
 from benchmarks.results import Row
 from benchmarks.suites import BOTH
@@ -61,8 +59,7 @@ def measure_small(settings: Settings, seconds: float) -> Iterator[Row]:
 
 class _Bench:
     def __init__(self, settings: Settings, name: str) -> None:
-        self.settings, self.workload = settings, workloads.load(name, 4, settings.memory)
-        self.gradients = Gradients(self.workload, (torch.float32,), settings.device, settings.seed)
+        self.settings, self.gradients = settings, gradients_like(name, "float32", settings)
         self.parameters = self.gradients.parameters
         for parameter in self.parameters:
             torch.nn.init.zeros_(parameter)
@@ -78,12 +75,6 @@ class _Bench:
             OWN_SPLIT: AdamW(rounded, lr=1e-9, master="split"),
         }
         self.others = _others(self.parameters) if settings.device.type == "cpu" else {}
-
-    def row(self, operation: str, entries: list[Entry], seconds: float) -> Row:
-        row = row_of("float32", operation, self.workload, self.gradients, self.settings)
-        row.floor, timed = time_beside_floor(entries, self.gradients, self.settings, seconds)
-        row.contenders += timed.values()
-        return row
 
     def steps(self, operation: Operation, seconds: float) -> Row:
         limit, step = operation.limit(self.norm), self.optimizer.step
@@ -122,7 +113,7 @@ class _Bench:
         passes = {way: moved[way][which] / 4 for way in ways if way in moved}
         before = self.gradients.restore
         entries = [Entry(way, call, before, passes=passes.get(way, nan)) for way, call in ways.items()]
-        return self.row(f"step, {operation.value}", entries, seconds)
+        return row_of(f"step, {operation.value}", entries, self.gradients, self.settings, seconds)
 
     def unscales(self, operation: Operation, seconds: float) -> Row:
         """The gradients pass for scaled ones: the limit is that much smaller."""
@@ -142,7 +133,7 @@ class _Bench:
             unscale_and_clip_grad_norm_(scaler, self.optimizer, limit)
 
         entries = [Entry(UNSCALE_TORCH, torchs, before), Entry(UNSCALE_OURS, ours, before)]
-        return self.row(f"unscale, {operation.value}", entries, seconds)
+        return row_of(f"unscale, {operation.value}", entries, self.gradients, self.settings, seconds)
 
 
 def _others(parameters: list[torch.nn.Parameter]) -> dict[str, Callable[[], object]]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.gradients import Gradients
 from benchmarks.operations import Operation
 
 # On the CPU 512 KiB of fp64: the few of them that are in use stay in the cache, and come from the heap. Larger ones are
@@ -53,7 +54,7 @@ def bounds_for(ours: bool, dtype: torch.dtype, elements: int) -> Bounds:
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    yield from zip(*(torch.split(one.flatten(), CHUNK[one.device.type]) for one in tensors), strict=True)
+    return zip(*(torch.split(one.flatten(), CHUNK[one.device.type]) for one in tensors), strict=True)
 
 
 def norm_of(tensor: Tensor) -> float:
@@ -90,33 +91,24 @@ def judge_elements(before: Tensor, after: Tensor, coefficient: float, ulps: floa
     return worst, "" if passed else f"elements off by {worst:.2f} ulp, allowed {ulps}"
 
 
-@dataclass(frozen=True)
 class Oracle:
-    """The right answers for one list of gradients, computed once and used for every operation and contender."""
+    """Gradients to work on, and the right answers for them: computed once, used for all operations and contenders."""
 
-    before: Sequence[Tensor]
-    norms: Sequence[float]
+    def __init__(self, gradients: Gradients) -> None:
+        self.gradients, self.norms = gradients, [norm_of(one) for one in gradients.saved]
+        self.norm = math.hypot(*self.norms)
 
-    @classmethod
-    def of(cls, before: Sequence[Tensor]) -> "Oracle":
-        return cls(before, list(map(norm_of, before)))
-
-    @property
-    def norm(self) -> float:
-        return math.hypot(*self.norms)
-
-    def judge(
-        self, operation: Operation, limit: float, result: Tensor | None, after: Sequence[Tensor], ours: bool
-    ) -> Verdict:
+    def judge(self, operation: Operation, limit: float, result: Tensor | None, ours: bool) -> Verdict:
         """The verdict on what one call returned and on what it made of the gradients."""
-        pairs = list(zip(self.before, after, strict=True))
+        before = self.gradients.saved
+        pairs = list(zip(before, self.gradients.tensors, strict=True))
         if operation is Operation.VALUE:
             same = all(torch.equal(old.clamp(-limit, limit), new) for old, new in pairs)
             return Verdict(0.0, 0.0, "" if same else "clamped elements differ")
         if result is None:
             return Verdict(failure="returned nothing")
-        elements = sum(one.numel() for one in self.before)
-        bounds = {dtype: bounds_for(ours, dtype, elements) for dtype in {one.dtype for one in self.before}}
+        elements = self.gradients.workload.elements
+        bounds = {dtype: bounds_for(ours, dtype, elements) for dtype in {one.dtype for one in before}}
         right = self.norms if operation is Operation.PER_TENSOR_NORMS else [self.norm]
         norm_error, failure = judge_norms(result, right, max(one.norm for one in bounds.values()))
         if operation is Operation.CLIPPED:
@@ -127,5 +119,5 @@ class Oracle:
             same = all(torch.equal(old, new) for old, new in pairs)  # false for NaN
             judged = [(0.0, "" if same else "gradients changed although nothing is to be clipped")]
         ulps, failures = zip(*judged, strict=True)
-        first = next(filter(None, failures), "")
-        return Verdict(norm_error, float(np.max(ulps)), "; ".join(filter(None, (failure, first))))
+        reasons = filter(None, (failure, next(filter(None, failures), "")))
+        return Verdict(norm_error, float(np.max(ulps)), "; ".join(reasons))

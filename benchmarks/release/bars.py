@@ -149,17 +149,13 @@ def over_ours(base: str, time: str = "device_us") -> Value:
     return lambda row, ours: float(getattr(row.find(base), time) / getattr(ours, time))
 
 
-def over_step(row: Row, way: Measurement) -> float:
-    """The time of clipping and stepping over that of the step alone."""
-    return way.device_us / row.find(ways.STEP).device_us
-
-
 def over_first(row: Row, way: Measurement) -> float:
+    """The time over that of the row's first way: of a step with clipping over the step alone."""
     return way.device_us / row.contenders[0].device_us
 
 
 def beside_torchs_clip(row: Row, way: Measurement) -> str:
-    return f"{way.contender}; torch's clip: {over_step(row, row.find(ways.TORCH)):.2f}"
+    return f"{way.contender}; torch's clip: {over_first(row, row.find(ways.TORCH)):.2f}"
 
 
 def fraction_of_floor(row: Row, ours: Measurement) -> float:
@@ -194,7 +190,7 @@ def of_ceilings(ceilings: Ceilings, copies: int) -> Value | None:
 
 at_most = partial(Bar, more_is_better=False)
 norm_error = partial(at_most, value=lambda row, ours: ours.norm_error, unit="relative")
-step = partial(at_most, value=over_step, remark=beside_torchs_clip)
+step = partial(at_most, value=over_first, remark=beside_torchs_clip)
 under_torchs = partial(step, of=(ways.DROP_IN, ways.SCALES, ways.DEFERS, ways.CHOOSES))
 unscale = partial(Bar, value=over_ours(ways.UNSCALE_TORCH), bar=UNSCALE, of=(ways.UNSCALE_OURS,))
 
@@ -239,11 +235,9 @@ def gpu_bars(ceilings: Ceilings) -> list[Bar]:
 
     def published(key: Key, bar: float, note: str) -> Bar:
         workload, dtype, operation = key
-        name, these = (
-            f"{workload} {dtype} {operation.value}, wall time, {CUDA}",
-            where(operation.value, workload, dtype),
-        )
-        return at_most(name, these, lambda row, ours: ours.p50_us / 1e3, bar, "ms", of, remark=lambda *_: note)
+        name, these = f"{workload} {dtype} {operation.value}, wall time", where(operation.value, workload, dtype)
+        wall_ms = partial(at_most, value=lambda row, ours: ours.p50_us / 1e3, unit="ms", of=of)
+        return wall_ms(f"{name}, {CUDA}", these, bar=bar, remark=lambda *_: note)
 
     return [
         *(reading(*one) for one in product(READ_FRACTION, LARGE_DTYPES)),
