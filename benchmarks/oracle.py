@@ -19,18 +19,6 @@ EXPONENT_BITS = 0x7FF << 52
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """How far a contender may be off: the norm relative to the true one, elements in ulp of the right element.
-
-    `coefficient` widens the elements' bound by that much of the element, for a contender that rounds its norm.
-    """
-
-    norm: float
-    ulp: float
-    coefficient: float = 0.0
-
-
-@dataclass(frozen=True)
 class Verdict:
     """What was measured, and the reason for failing, empty if it passed."""
 
@@ -39,18 +27,20 @@ class Verdict:
     failure: str = ""
 
 
-def bounds_for(ours: bool, dtype: torch.dtype, elements: int) -> Bounds:
-    """fusedclip's bounds are the project's promise; torch's are what it takes to let torch run at all.
+def bounds_for(ours: bool, dtype: torch.dtype, elements: int) -> tuple[float, float, float]:
+    """How far a norm may be off, relative to the true one, and elements: in ulp of the right element, and besides by
+    how much of themselves, for a contender that rounds its norm.
 
+    fusedclip's bounds are the project's promise; torch's are what it takes to let torch run at all.
     torch returns the norm in the gradients' dtype (relative step 2^-8 in bf16, 2^-11 in fp16), stacks per-tensor norms
     that were rounded the same way, and its fp32 path on the CPU adds up in fp32: 5e-3 off at 2^26 elements. Its
     coefficient inherits all of that and is itself rounded to the dtype. The measured error stands beside every time.
     """
     if ours:
         random_fp32 = dtype == torch.float32 and elements <= 1 << 24
-        return Bounds(norm=1e-7 if random_fp32 else 3e-6, ulp=1.5 if dtype == torch.float32 else 1.0)
+        return 1e-7 if random_fp32 else 3e-6, 1.5 if dtype == torch.float32 else 1.0, 0.0
     rounding = 0.0 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
-    return Bounds(norm=1e-2 + rounding, ulp=1.0, coefficient=1e-2 + 2 * rounding)
+    return 1e-2 + rounding, 1.0, 1e-2 + 2 * rounding
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -110,11 +100,11 @@ class Oracle:
         elements = self.gradients.workload.elements
         bounds = {dtype: bounds_for(ours, dtype, elements) for dtype in {one.dtype for one in before}}
         right = self.norms if operation is Operation.PER_TENSOR_NORMS else [self.norm]
-        norm_error, failure = judge_norms(result, right, max(one.norm for one in bounds.values()))
+        bound, _, wider = map(max, zip(*bounds.values(), strict=True))  # a norm is rounded once, for all dtypes
+        norm_error, failure = judge_norms(result, right, bound)
         if operation is Operation.CLIPPED:
             coefficient = limit / (self.norm + 1e-6)
-            wider = max(one.coefficient for one in bounds.values())  # a norm is rounded once, for all dtypes
-            judged = [judge_elements(old, new, coefficient, bounds[old.dtype].ulp, wider) for old, new in pairs]
+            judged = [judge_elements(old, new, coefficient, bounds[old.dtype][1], wider) for old, new in pairs]
         else:
             same = all(torch.equal(old, new) for old, new in pairs)  # false for NaN
             judged = [(0.0, "" if same else "gradients changed although nothing is to be clipped")]

@@ -9,18 +9,17 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot
-from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator
 
 from benchmarks.contenders import TORCH_FOREACH
 from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
-from benchmarks.results import Report, Row
+from benchmarks.results import Report
 from benchmarks.step_picture import steps
 from benchmarks.suites import BOTH
-from benchmarks.table import SHORT_DTYPE, where
+from benchmarks.table import label, where
 from benchmarks.train import adaptive, optimizers
 from benchmarks.train.experiments import GUESSING, Result
 
-DTYPE_COLOURS = {"float32": BLUE, "bfloat16": ORANGE, "float16": GREEN, "mixed": PURPLE}
 CONTENDER_COLOURS = {
     TORCH_FOREACH: VERMILION, "torch loop": ORANGE, "torch.compile": PURPLE,
     "fusedclip cpu": BLUE, "fusedclip cuda": BLUE, "fusedclip cuda, two launches": GREY,
@@ -53,42 +52,25 @@ def draw_all(report: Report, folder: Path) -> list[Path]:
 
 
 def speedup(report: Report) -> str:
-    """Torch foreach's time over fusedclip's, a bar per dtype, workloads and operations below each other."""
-    rows = [row for row in report.rows if not row.is_host and ratio(row) > 0]
-    if not rows:
+    """Torch foreach's time over fusedclip's, a bar for each row."""
+    ratios = {label(row): row.ours.ratio_to_foreach for row in report.rows if row.ours and not row.is_host}
+    ratios = {name: ratio for name, ratio in ratios.items() if ratio > 0}
+    if not ratios:
         return ""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.workload, row.operation), []).append(row)
-    _, axes = pyplot.subplots(figsize=(8, 1.2 + BAR * (len(rows) + 0.8 * len(groups))))
-    position, ticks = 0.0, {}
-    for group in groups.values():
-        for offset, row in enumerate(group):
-            axes.barh(position + offset, ratio(row) - 1, 0.85, left=1, color=DTYPE_COLOURS[row.dtype])
-            text = f"{SHORT_DTYPE[row.dtype]}  {ratio(row):.1f}x"
-            axes.text(max(1.0, ratio(row)) * 1.03, position + offset, text, va="center")
-        # Without the cut if that differs between the dtypes.
-        title = group[0].title if len({row.title for row in group}) == 1 else group[0].title.partition(" (")[0]
-        separator = ", " if len(group) == 1 else ",\n"
-        ticks[position + (len(group) - 1) / 2] = f"{title}{separator}{group[0].operation}"
-        position += len(group) + 0.8
-    axes.set_yticks(list(ticks), list(ticks.values()))
-    axes.set_ylim(position - 0.8, -0.8)
+    _, axes = pyplot.subplots(figsize=(8, 1.2 + BAR * len(ratios)))
+    values, colours = list(ratios.values()), [BLUE if "not clipped" in name else ORANGE for name in ratios]
+    bars = axes.barh(list(ratios), [value - 1 for value in values], left=1, color=colours)
+    axes.bar_label(bars, [f"{value:.1f}x" for value in values], padding=3)
     axes.axvline(1, color=GREY, linewidth=1)
+    axes.invert_yaxis()
     axes.set_xscale("log")
-    left, right = min(0.95, 0.8 * min(map(ratio, rows))), 1.7 * max(2.0, *map(ratio, rows))
-    shown = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if left <= tick <= right]
-    axes.set_xticks(shown, [f"{tick:g}x" for tick in shown])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}x")
     axes.minorticks_off()
-    axes.grid(False)
-    axes.set(xlim=(left, right), xlabel="torch's time / fusedclip's (log scale); torch is its foreach path")
-    dtypes = dict.fromkeys(row.dtype for row in rows)
-    axes.legend([Patch(color=DTYPE_COLOURS[one]) for one in dtypes], [SHORT_DTYPE[one] for one in dtypes], loc="best")
+    axes.grid(visible=False)
+    limits = min(0.95, 0.8 * min(values)), 1.3 * max(2.0, *values)
+    axes.set(xlim=limits, xlabel="torch's time / fusedclip's (log scale); torch is its foreach path")
     return "How many times faster than torch's is fusedclip's clip_grad_norm_?"
-
-
-def ratio(row: Row) -> float:
-    return row.ours.ratio_to_foreach if row.ours else 0.0
 
 
 def roofline(report: Report) -> str:
@@ -136,12 +118,12 @@ def lstm(result: Result) -> str:
     runs = {"not clipped": (loose, VERMILION), f"fusedclip, max_norm={max_norm:g}": (clipped, BLUE)}
     norms = "norms", "gradient norm\nbefore clipping", max_norm, " max_norm"
     losses = "losses", "loss (nats per byte)", GUESSING, " guessing"
-    for axes, (values, label, level, text) in zip(panels, (norms, losses), strict=True):
+    for axes, (values, title, level, text) in zip(panels, (norms, losses), strict=True):
         for name, (run, colour) in runs.items():
             axes.semilogy(run[values], color=colour, linewidth=1.5, label=f"{name}: {run['outcome']}")
         axes.axhline(level, color=GREY, linestyle="--", linewidth=1)
         axes.text(1.0, level, text, transform=axes.get_yaxis_transform(), va="center", color=GREY)
-        axes.set_ylabel(label)
+        axes.set_ylabel(title)
     panels[0].set_ylim(bottom=max_norm / 1.5)
     panels[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     panels[1].set_xlabel("step")

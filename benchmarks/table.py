@@ -1,6 +1,6 @@
 """Tables in Markdown that also read well in a terminal, made from a report only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import isnan
 
 from benchmarks.contenders import TORCH_FOREACH
@@ -37,19 +37,13 @@ def label(row: Row) -> str:
     return f"{row.title}, {SHORT_DTYPE[row.dtype]}, {row.operation}"
 
 
-def summary(report: Report) -> str:
-    """Everything at a glance: the README's tables."""
-    clips, steps = [row for row in report.rows if not row.is_step], [row for row in report.rows if row.is_step]
-    return "\n\n".join(([clipping(clips)] if clips else []) + ([stepping(steps)] if steps else []))
-
-
 def whole(report: Report, all_contenders: bool = False) -> str:
     """What was measured, and the claims if there are any."""
     rows = details(report) if all_contenders else summary(report)
     return f"{rows}\n\n{claims(report)}" if report.claims else rows
 
 
-def clipping(rows: Sequence[Row]) -> str:
+def clipping(rows: Iterable[Row]) -> str:
     """One line per row: torch's foreach path beside fusedclip's preferred engine."""
     header = ["gradients", "torch foreach", "fusedclip", "ratio", "GB/s", "of floor", "error torch", "error ours"]
     lines = []
@@ -63,7 +57,7 @@ def clipping(rows: Sequence[Row]) -> str:
     return markdown(header, lines)
 
 
-def stepping(rows: Sequence[Row]) -> str:
+def stepping(rows: Iterable[Row]) -> str:
     """One line per way: its time with a limit that does not clip and one that does, and the ratio to the first way."""
     tables: dict[str, dict[str, list[str]]] = {}
     for row in rows:
@@ -78,6 +72,12 @@ def stepping(rows: Sequence[Row]) -> str:
         )
         for title, lines in tables.items()
     )
+
+
+def summary(report: Report, clipping: Callable[[list[Row]], str] = clipping) -> str:
+    """Everything at a glance: the README's tables."""
+    clips, steps = [row for row in report.rows if not row.is_step], [row for row in report.rows if row.is_step]
+    return "\n\n".join([clipping(clips)] * bool(clips) + [stepping(steps)] * bool(steps))
 
 
 def details(report: Report) -> str:
