@@ -1,6 +1,7 @@
 """Tables in Markdown that also read well in a terminal, made from a report only."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from math import isnan
 
 from benchmarks.contenders import TORCH_FOREACH
@@ -59,19 +60,16 @@ def clipping(rows: Iterable[Row]) -> str:
 
 def stepping(rows: Iterable[Row]) -> str:
     """One line per way: its time with a limit that does not clip and one that does, and the ratio to the first way."""
-    tables: dict[str, dict[str, list[str]]] = {}
-    for row in rows:
-        base, lines = row.contenders[0].device_us, tables.setdefault(row.title, {})
-        for one in row.contenders:
-            ratio = short(one.device_us / base, ".2f")
-            lines.setdefault(one.contender, []).extend((time_of(one, one.device_us), ratio))
-    return "\n\n".join(
-        markdown(
-            [title, "not clipped", "ratio", "clipped", "ratio"],
-            [[name, *(cells + [MISSING] * 4)[:4]] for name, cells in lines.items()],
-        )
-        for title, lines in tables.items()
-    )
+    tables = []
+    for title, same in groupby(rows, lambda row: row.title):
+        lines: dict[str, list[str]] = {}
+        for row in same:
+            for one in row.contenders:
+                ratio = short(one.device_us / row.contenders[0].device_us, ".2f")
+                lines.setdefault(one.contender, []).extend((time_of(one, one.device_us), ratio))
+        cells = [[name, *(known + [MISSING] * 4)[:4]] for name, known in lines.items()]
+        tables.append(markdown([title, "not clipped", "ratio", "clipped", "ratio"], cells))
+    return "\n\n".join(tables)
 
 
 def summary(report: Report, clipping: Callable[[list[Row]], str] = clipping) -> str:
@@ -98,13 +96,10 @@ def details(report: Report) -> str:
 
 
 def claims(report: Report) -> str:
-    lines = [
-        [
-            *(one.name, f"{one.value:.3g}", f"{'>=' if one.more_is_better else '<='} {one.bar:g}"),
-            *(one.unit, "yes" if one.holds else "NO", one.note),
-        ]
-        for one in report.claims
-    ]
+    lines = []
+    for one in report.claims:
+        bar = f"{'>=' if one.more_is_better else '<='} {one.bar:g}"
+        lines.append([one.name, f"{one.value:.3g}", bar, one.unit, "yes" if one.holds else "NO", one.note])
     return markdown(["claim", "measured", "bar", "unit", "holds", "note"], lines)
 
 

@@ -5,11 +5,11 @@ few run once more beside the default alone, and that is where a row's gain comes
 """
 
 import datetime
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Candidate:
     @property
     def score(self) -> float:
         """Microseconds for a call that only reads and a call that clips."""
-        return math.inf if self.failure else self.not_clipped.device_us + self.clipped.device_us
+        return inf if self.failure else self.not_clipped.device_us + self.clipped.device_us
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,9 @@ def table(result: Result) -> str:
     default, rows = result.candidates[0], []
     for one in sorted(result.candidates, key=lambda one: one.score):
         name = f"**{name_of(one.tuning)}** (default)" if one is default else name_of(one.tuning)
-        if one.failure:
-            rows.append([f"{name}: FAILED, {one.failure}", *[MISSING] * 5])
-            continue
-        times, gain = [duration(each.device_us) for each in (one.not_clipped, one.clipped)], default.score / one.score
+        times = [duration(each.device_us) for each in (one.not_clipped, one.clipped)]
         rates = [short(one.not_clipped.gb_per_s, ".1f"), short(one.not_clipped.floor_fraction, ".0%")]
-        rows.append([name, *times, *rates, MISSING if default.failure else f"{gain:.3f}x"])
+        gain = nan if default.failure else default.score / one.score
+        row = [name, *times, *rates, short(gain, ".3f", "x")]
+        rows.append([f"{name}: FAILED, {one.failure}", *[MISSING] * 5] if one.failure else row)
     return markdown([result.key[1], *(one.value for one in BOTH), "GB/s", "of read floor", "gain"], rows)

@@ -28,9 +28,7 @@ Result = dict[str, Any]
 
 
 class Experiment(NamedTuple):
-    """`run` is called with a seed, the number of steps, and a function that it calls after each; `summary` has a line
-    per run of its result, and what they have in common.
-    """
+    """`run` takes a seed, the number of steps and a function to call after each; `summary` has a line per run."""
 
     steps: int
     run: Callable[[int, int, Callable[[], object]], Result]
