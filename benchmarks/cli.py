@@ -18,13 +18,13 @@ from benchmarks.measure import Settings, run_suite
 from benchmarks.release import bars, sources
 from benchmarks.results import Report, Row
 from benchmarks.suites import DTYPES, SUITES, Suite, select
-from benchmarks.train import experiments
+from benchmarks.train.experiments import EXPERIMENTS, to_tensorboard
 from benchmarks.workloads import CATALOGUE, GIB
 
 RESULT = Path("benchmark-results") / "main.json"
 # The results that the documents show.
 MADE_BY = {"claims": "run --suite claims", "step": "step", "monitor": "monitor", "training": "train"}
-MADE_BY["adaptive"] = "train --adaptive"
+MADE_BY |= {name: f"train --{name}" for name in ("adaptive", "optimizers")}
 
 Options = argparse.Namespace
 # Of what several commands share. argparse has to know of none: the default of a command's own parser would overwrite
@@ -51,26 +51,23 @@ def everything(options: Options) -> int:
     train_all(report, options, "gpt", "lstm")
     print("\nClipping alone, against torch:\n")
     measure_all(report, options, select("quick", quick=options.quick))
-    print(table.summary(report))
-    draw(report, options.out.parent)
-    return finish(report, options)
+    return finish(report, options, table.summary(report))
 
 
 def run(options: Options) -> int:
     """Measure a suite."""
     report = new_report(options, options.suite)
     measure_all(report, options, select(options.suite, options.dtype, options.workload, options.quick))
-    print(table.whole(report, options.details))
-    return finish(report, options)
+    return finish(report, options, table.whole(report, options.details))
 
 
 def train(options: Options) -> int:
-    """The training experiments only, or how adaptive rules take a spike."""
+    """The training experiments only, or how adaptive rules take a spike, or our optimizers beside torch's."""
     report = new_report(options, "train")
-    train_all(report, options, *(["adaptive"] if options.adaptive else ["gpt", "lstm"]))
-    if options.adaptive:
-        options.out = options.out or RESULT.with_name("adaptive.json")
-        draw(report, options.out.parent)
+    names = [name for name in ("adaptive", "optimizers") if getattr(options, name)]
+    train_all(report, options, *(names or ["gpt", "lstm"]))
+    if names:
+        options.out = options.out or RESULT.with_name(f"{names[0]}.json")
     return finish(report, options)
 
 
@@ -89,25 +86,22 @@ def tune(options: Options) -> int:
 
 
 def step(options: Options) -> int:
-    """What clipping adds to a fused AdamW step, and unscaling with clipping."""
-    return ways(new_report(options, "step"), options, optimizer_step.measure(settings_of(options), seconds(options)))
+    """What clipping adds to a fused AdamW step, our own AdamW beside it, and unscaling with clipping."""
+    return ways(options, "step", optimizer_step.measure, optimizer_step.measure_small)
 
 
 def monitor(options: Options) -> int:
     """What a monitor adds to clipping, and statistics to norms."""
-    return ways(new_report(options, "monitor"), options, health.measure(settings_of(options), seconds(options)))
+    return ways(options, "monitor", health.measure)
 
 
-def seconds(options: Options) -> float:
-    return 4.0 if options.quick else 15.0
-
-
-def ways(report: Report, options: Options, rows: Iterable[Row]) -> int:
+def ways(options: Options, name: str, *measures: Callable[[Settings, float], Iterable[Row]]) -> int:
     """Rows of ways to do the same."""
-    report.rows += rows
+    report = new_report(options, name)
+    for measure in measures:
+        report.rows += measure(settings_of(options), 4.0 if options.quick else 15.0)
     report.claims = bars.claims(report)
-    print(table.whole(report))
-    return finish(report, options)
+    return finish(report, options, table.whole(report))
 
 
 def results(options: Options) -> int:
@@ -115,9 +109,10 @@ def results(options: Options) -> int:
     folder, wrong = options.out or documents.RESULTS, 0
     for name, command in MADE_BY.items():
         one = parse(command.split(), **vars(options) | {"out": folder / f"{name}.json"})
-        if not options.no_measuring:
+        if options.no_measuring:
+            draw(Report.load(one.out), folder)
+        else:
             wrong += one.command(one)
-        draw(Report.load(one.out), folder)
     documents.renew(folder)
     return wrong
 
@@ -161,15 +156,10 @@ def compare_files(options: Options) -> int:
 def versus(options: Options) -> int:
     """Two installed versions of fusedclip in turns; exits with 1 if the new one is slower beyond the noise."""
     suite = versions.select(options.suite, options.workload, options.seconds, options.quick)
-    settings = {name: getattr(options, name) for name in ("device", "threads", "seed")}
-    settings["memory"] = int(options.memory * GIB)
-    with progress_bar(unit="row", total=options.starts * len(suite.cases)) as bar:
-        sides, rows = versions.compare(options.old, options.new, suite, settings, options.starts, bar.update)
-    print(f"{versions.table(rows)}\n\n{versions.origin(sides)}")
     report = new_report(options, options.suite)
-    report.versus = versions.as_json(sides, rows)
-    save(report, options)
-    return int(not all(row.holds for row in rows))
+    with progress_bar(unit="row", total=options.starts * len(suite.cases)) as bar:
+        outcome = versions.run(report, suite, options, bar.update)
+    return finish(report, options) or outcome
 
 
 def plot(options: Options) -> int:
@@ -218,24 +208,22 @@ def measure_all(report: Report, options: Options, suite: Suite) -> None:
 
 def train_all(report: Report, options: Options, *names: str) -> None:
     for name in names:
-        steps = experiments.STEPS[name] // (4 if options.quick else 1)
+        experiment = EXPERIMENTS[name]
+        steps = experiment.steps // (4 if options.quick else 1)
         with progress_bar(unit="step", total=steps, desc=f"training {name}") as bar:
-            report.training[name] = experiments.run(name, options.seed, steps, bar.update)
-        print(f"\n{name.upper()}:\n\n{experiments.summary(name, report.training[name])}\n")
+            report.training[name] = experiment.run(options.seed, steps, bar.update)
+        print(f"\n{name.upper()}:\n\n{experiment.summary(report.training[name])}\n")
     if options.logdir:
-        experiments.to_tensorboard(options.logdir, report.training)
+        to_tensorboard(options.logdir, report.training)
 
 
-def finish(report: Report, options: Options) -> int:
-    """Where it was measured; save if asked; the exit status is 1 if fusedclip gave a wrong answer anywhere."""
-    print(f"\n{table.origin(report)}")
-    return save(report, options)
-
-
-def save(report: Report, options: Options) -> int:
+def finish(report: Report, options: Options, shown: str = "") -> int:
+    """Show the tables and where they were measured; save and draw if asked; 1 if fusedclip was wrong anywhere."""
+    print(f"{shown}\n\n{table.origin(report)}")
     if options.out:
         report.save(options.out)
         print(f"saved {options.out}")
+        draw(report, options.out.parent)
     return int(report.wrong)
 
 
@@ -246,7 +234,8 @@ def draw(report: Report, folder: Path) -> None:
     except ImportError as missing:
         print(f"no pictures: {missing}; python -m benchmarks plot makes them where matplotlib is installed")
     else:
-        print(*(f"drew {path}" for path in plots.draw_all(report, folder)), sep="\n")
+        for path in plots.draw_all(report, folder):
+            print(f"drew {path}")
 
 
 DETAILS = "every contender, not only torch foreach and fusedclip"
@@ -257,10 +246,6 @@ FILE: dict[str, Any] = {"type": Path, "metavar": "FILE.json"}
 
 
 def parse(arguments: Sequence[str] | None = None, **given: Any) -> Options:
-    return parser().parse_args(arguments, Options(**DEFAULTS | given))
-
-
-def parser() -> argparse.ArgumentParser:
     shared: dict[str, Any] = {"add_help": False, "argument_default": argparse.SUPPRESS}
     every = argparse.ArgumentParser(**shared)
     every.add_argument("--seed", type=int)
@@ -294,6 +279,7 @@ def parser() -> argparse.ArgumentParser:
     add("--details", help=DETAILS, **FLAG)
     add = command("train", train, measuring)
     add("--adaptive", help="AutoClip, ZClip, AdaGC and SkipSpikes beside a fixed limit", **FLAG)
+    add("--optimizers", help="torch's AdamW beside ours, in fp32, with bf16 moments, with a split master", **FLAG)
     add = command("tune", tune, measuring)
     add("--dtype", help="only this one (default: all)", choices=DTYPES, **EACH)
     command("step", step, measuring)
@@ -329,4 +315,4 @@ def parser() -> argparse.ArgumentParser:
     add("file", **FILE)
     add("--details", help=DETAILS, **FLAG)
     add("--claims", help="and the project's bars", **FLAG)
-    return top
+    return top.parse_args(arguments, Options(**DEFAULTS | given))

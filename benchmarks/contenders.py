@@ -64,7 +64,6 @@ def engines_for(device: torch.device) -> list[str]:
 def torch_contender(name: str, foreach: bool) -> Contender:
     clip = partial(torch_clip.clip_grad_norm_, foreach=foreach)
     value = partial(torch_clip.clip_grad_value_, foreach=foreach)
-
     norm = of_gradients(partial(torch_clip.get_total_norm, foreach=foreach))
 
     # torch has no public function for this; these are the two ways that people write.

@@ -6,9 +6,10 @@ from pathlib import Path
 from benchmarks import table
 from benchmarks.environment import ROOT
 from benchmarks.results import Report
+from benchmarks.train.experiments import EXPERIMENTS
 
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
-DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "docs" / "monitor.md")
+DOCUMENTS = [ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/monitor.md", "docs/optim.md")]
 # Workload, dtype and operation of the README's rows.
 SPEED = (
     ("gpt2", "float32", "not clipped"),
@@ -22,9 +23,10 @@ SPEED = (
 
 def tables(results: Path) -> dict[str, str]:
     """By the name in the comment, what belongs there."""
-    names = "claims", "step", "monitor", "training"
-    claims, step, monitor, training = (Report.load(results / f"{name}.json") for name in names)
+    names = "claims", "step", "monitor", "training", "optimizers"
+    claims, step, monitor, training, optimizers = (Report.load(results / f"{name}.json") for name in names)
     rows = {row.key[:3]: row for row in claims.rows}
+    by_optimizer = EXPERIMENTS["optimizers"].summary(optimizers.training["optimizers"])
     torchs, ours = (f"{run['clip_share']:.2%}" for run in training.training["gpt"]["runs"])
     apart = training.training["gpt"]["largest_difference"]
     return {
@@ -35,6 +37,7 @@ def tables(results: Path) -> dict[str, str]:
         ),
         "claims": f"{table.summary(claims)}\n\n{table.claims(claims)}\n\n{table.origin(claims)}",
         "monitor": f"{table.summary(monitor)}\n\n{table.origin(monitor)}",
+        "optimizers": f"{by_optimizer}\n{table.where(optimizers)}.",
         "step": f"{table.summary(step)}\n\n{table.claims(step)}\n\n{table.origin(step)}",
     }
 

@@ -1,7 +1,6 @@
 """Parameters with gradients to benchmark on, and the way back to the gradients' first values."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,10 +22,12 @@ def dtypes_of(name: str) -> tuple[torch.dtype, ...]:
 class Gradients:
     """Parameters whose gradients are allocations of their own, as autograd makes them, and their first values.
 
-    Those lie in one stretch of memory, `memory` (bytes), the elements of each dtype one after another.
+    Those lie in one stretch of memory, `memory` (bytes), the elements of each dtype one after another. `dtype` is
+    a name of torch's, or "mixed".
     """
 
-    def __init__(self, workload: Workload, dtypes: Sequence[torch.dtype], device: torch.device, seed: int) -> None:
+    def __init__(self, workload: Workload, dtype: str, device: torch.device, seed: int) -> None:
+        self.workload, self.dtype, dtypes = workload, dtype, dtypes_of(dtype)
         sizes = [math.prod(shape) for shape in workload.shapes]
         of_dtype = [sizes[i :: len(dtypes)] for i in range(len(dtypes))]
         nbytes = [sum(own) * dtype.itemsize for own, dtype in zip(of_dtype, dtypes, strict=True)]
@@ -38,16 +39,10 @@ class Gradients:
         self.saved = [next(pieces[i % len(dtypes)]).view(shape) for i, shape in enumerate(workload.shapes)]
         # The parameters' own values are never touched, so on the CPU they take no memory.
         self.parameters = [Parameter(torch.empty_like(saved)) for saved in self.saved]
-        for parameter, saved in zip(self.parameters, self.saved, strict=True):
-            parameter.grad = saved.clone()
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-
-    @property
-    def nbytes(self) -> int:
-        return self.memory.numel()
+        self.tensors = [saved.clone() for saved in self.saved]
+        for parameter, gradient in zip(self.parameters, self.tensors, strict=True):
+            parameter.grad = gradient
+        self.nbytes = self.memory.numel()
 
     @torch.no_grad()
     def restore(self) -> None:

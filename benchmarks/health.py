@@ -6,9 +6,8 @@ from functools import partial
 import torch
 
 import fusedclip
-from benchmarks import workloads
 from benchmarks.gradients import Gradients
-from benchmarks.measure import Settings, row_of, time_beside_floor
+from benchmarks.measure import Settings, gradients_like, row_of
 from benchmarks.operations import Operation
 from benchmarks.results import Row
 from benchmarks.suites import BOTH
@@ -25,14 +24,10 @@ NORMS, GRAD_STATS = (
 
 def measure(settings: Settings, seconds: float, name: str = "gpt2") -> Iterator[Row]:
     """Ways to clip and to tell of it at both limits, and norms beside statistics in each dtype; `seconds` for a row."""
-    workload = workloads.load(name, 4, settings.memory)
 
     def row(operation: str, dtype: torch.dtype, ways: Callable[[Gradients], list[Entry]]) -> Row:
-        gradients = Gradients(workload, (dtype,), settings.device, settings.seed)
-        made = row_of(str(dtype).removeprefix("torch."), operation, workload, gradients, settings)
-        made.floor, timed = time_beside_floor(ways(gradients), gradients, settings, seconds)
-        made.contenders += timed.values()
-        return made
+        gradients = gradients_like(name, str(dtype).removeprefix("torch."), settings)
+        return row_of(operation, ways(gradients), gradients, settings, seconds)
 
     for limit in BOTH:
         yield row(f"monitor, {limit.value}", torch.float32, partial(monitored, limit))

@@ -9,10 +9,11 @@ from math import nan
 import torch
 from torch import Tensor
 
-from benchmarks import floors, oracle, workloads
+from benchmarks import floors, workloads
 from benchmarks.contenders import TORCH_FOREACH, Contender
 from benchmarks.gradients import Gradients, dtypes_of
 from benchmarks.operations import Operation
+from benchmarks.oracle import Oracle, Verdict
 from benchmarks.results import Measurement, Row
 from benchmarks.suites import Case, Suite
 from benchmarks.timing import Budget, Entry, Times, flusher, nothing, quantiles_us, take_turns
@@ -29,83 +30,78 @@ class Settings:
     most_rounds: int = 2000
 
 
-@dataclass(frozen=True)
-class Subject:
-    """Gradients to work on, and the right answers for them."""
-
-    workload: workloads.Workload
-    gradients: Gradients
-    right: oracle.Oracle
-
-    @classmethod
-    def make(cls, name: str, dtype: str, settings: Settings) -> "Subject":
-        """`dtype` is a name of torch's, or "mixed"."""
-        workload = workloads.load(name, max(one.itemsize for one in dtypes_of(dtype)), settings.memory)
-        gradients = Gradients(workload, dtypes_of(dtype), settings.device, settings.seed)
-        return cls(workload, gradients, oracle.Oracle.of(gradients.saved))
+def gradients_like(name: str, dtype: str, settings: Settings) -> Gradients:
+    """Of the workload of that name, as far as the memory goes."""
+    workload = workloads.load(name, max(one.itemsize for one in dtypes_of(dtype)), settings.memory)
+    return Gradients(workload, dtype, settings.device, settings.seed)
 
 
 def run_suite(suite: Suite, settings: Settings, progress: Callable[[Case], object]) -> Iterator[Row]:
     """The suite's rows, one after another; `progress` is called before each with its case."""
     for (name, dtype), cases in groupby(suite.cases, lambda case: (case.workload, case.dtype)):
-        subject = None
+        right = None
         for case in cases:
             progress(case)
-            subject = subject or Subject.make(name, dtype, settings)
-            yield measure(case, subject, settings, suite)
+            right = right or Oracle(gradients_like(name, dtype, settings))
+            yield measure(case.operation, right, settings, suite)
 
 
-def measure(case: Case, subject: Subject, settings: Settings, suite: Suite) -> Row:
-    operation = case.operation
+def measure(operation: Operation, right: Oracle, settings: Settings, suite: Suite) -> Row:
     taking_part = [one for one in settings.contenders if operation in one.calls and one.name not in suite.without]
-    verdicts = {one.name: judge(one, operation, subject) for one in taking_part}
-    entries = [entry(one, operation, subject) for one in taking_part if not verdicts[one.name].failure]
-    row = row_of(case.dtype, operation.value, subject.workload, subject.gradients, settings)
-    writes = operation is Operation.CLIPPED
-    row.floor, timed = time_beside_floor(entries, subject.gradients, settings, suite.seconds_per_row, writes)
-    row.contenders = [replace(timed.get(name) or Measurement(name), **asdict(one)) for name, one in verdicts.items()]
+    verdicts = {one.name: judge(one, operation, right) for one in taking_part}
+    entries = [entry(one, operation, right) for one in taking_part if not verdicts[one.name].failure]
+    row = row_of(operation.value, entries, right.gradients, settings, suite.seconds_per_row)
+    row.contenders = [replace(row.find(name), **asdict(one)) for name, one in verdicts.items()]
     for one in row.contenders:
         one.ratio_to_foreach = row.find(TORCH_FOREACH).p50_us / one.p50_us
     return row
 
 
-def judge(contender: Contender, operation: Operation, subject: Subject) -> oracle.Verdict:
+def judge(contender: Contender, operation: Operation, right: Oracle) -> Verdict:
     """One call against the oracle; it also warms the contender up. Gradients have their first values afterwards."""
-    gradients, limit = subject.gradients, operation.limit(subject.right.norm)
+    gradients, limit = right.gradients, operation.limit(right.norm)
     gradients.restore()
     try:
         with contender.context():
             result = contender.calls[operation](gradients.parameters, limit)
-        return subject.right.judge(operation, limit, result, gradients.tensors, contender.ours)
+        return right.judge(operation, limit, result, contender.ours)
     except Exception as problem:  # whatever a contender raises belongs into its row, the others go on
-        return oracle.Verdict(failure=f"{type(problem).__name__}: {problem}")
+        return Verdict(failure=f"{type(problem).__name__}: {problem}")
     finally:
         gradients.restore()
 
 
-def entry(contender: Contender, operation: Operation, subject: Subject) -> Entry:
-    gradients, limit = subject.gradients, operation.limit(subject.right.norm)
-    call = partial(contender.calls[operation], gradients.parameters, limit)
-    before = gradients.restore if operation.writes else nothing
+def entry(contender: Contender, operation: Operation, right: Oracle) -> Entry:
+    call = partial(contender.calls[operation], right.gradients.parameters, operation.limit(right.norm))
+    before = right.gradients.restore if operation.writes else nothing
     return Entry(contender.name, call, before, contender.context, contender.passes.get(operation, nan))
 
 
-def time_beside_floor(
-    entries: Sequence[Entry], gradients: Gradients, settings: Settings, seconds: float, writes: bool = False
-) -> tuple[Measurement, dict[str, Measurement]]:
-    """The floor, and by name the times of each entry, all taken in turns. If a call `writes` on the CPU, its floor is
-    reading once and, after that, changing in place."""
-    nbytes, device = gradients.nbytes, settings.device
+def row_of(operation: str, entries: Sequence[Entry], gradients: Gradients, settings: Settings, seconds: float) -> Row:
+    """The times of the entries and of the floor, all taken in turns. Where clipping is all that is done, the floor on a
+    CPU is reading once and, after that, changing in place.
+    """
+    writes = operation == Operation.CLIPPED.value
     passes = [readers(gradients.memory), floors.loops(gradients.memory, stores=True) if writes else []]
-    family = [*passes[0], *passes[1]]
+    everyone = [*passes[0], *passes[1], *entries]
     budget = Budget(seconds, most=settings.most_rounds)
-    samples = take_turns([*family, *entries], device, budget, settings.seed, flusher(device, nbytes))
-    measured = {one.name: measurement(one, samples[one.name], nbytes) for one in [*family, *entries]}
+    measured = race(everyone, gradients.nbytes, settings.device, budget, settings.seed)
     best = [min((measured.pop(one.name) for one in each), key=lambda one: one.device_us) for each in passes if each]
     floor = best[0] if len(best) == 1 else one_after_another(*best)
     for one in measured.values():
         one.floor_fraction = floor.device_us / one.device_us
-    return floor, measured
+    work = gradients.workload
+    size, on = (work.tensors, work.elements, gradients.nbytes), (settings.device.type, torch.get_num_threads())
+    what = gradients.dtype, operation
+    return Row(work.name, work.title, work.cut, *size, *what, *on, floor, list(measured.values()))
+
+
+def race(
+    entries: Sequence[Entry], nbytes: int, device: torch.device, budget: Budget, seed: int
+) -> dict[str, Measurement]:
+    """By name what each of them took in turns for so many bytes of gradients."""
+    samples = take_turns(entries, device, budget, seed, flusher(device, nbytes))
+    return {one.name: measurement(one, samples[one.name], nbytes) for one in entries}
 
 
 def readers(memory: Tensor) -> list[Entry]:
@@ -135,10 +131,3 @@ def measurement(entry: Entry, samples: Sequence[Times], nbytes: int) -> Measurem
     result.bytes_moved = entry.passes * nbytes
     result.gb_per_s = result.bytes_moved / result.device_us / 1e3
     return result
-
-
-def row_of(dtype: str, operation: str, workload: workloads.Workload, gradients: Gradients, settings: Settings) -> Row:
-    """Without any time yet."""
-    size = workload.tensors, workload.elements, gradients.nbytes
-    on = settings.device.type, torch.get_num_threads()
-    return Row(workload.name, workload.title, workload.cut, *size, dtype, operation, *on, Measurement("not measured"))

@@ -85,7 +85,7 @@ SUITE = Suite(
 def entries(case: Case, device: torch.device, seed: int) -> list[Entry]:
     """The odd call, the plain one, and where one gradient is odd the odd call on that gradient alone."""
     odd = ODD[case.workload]
-    gradients = Gradients(workloads.load(PLAIN, 4), (torch.float32,), device, seed)
+    gradients = Gradients(workloads.load(PLAIN, 4), FP32, device, seed)
     plain = gradients.parameters
     listed, alone = list(plain), []
     if odd.instead is not None:

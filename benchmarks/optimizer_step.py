@@ -1,4 +1,4 @@
-"""What clipping adds to an optimizer's step, and unscaling with clipping to nothing: under a fused AdamW.
+"""What clipping adds to an optimizer's step, and unscaling with clipping to nothing: under a fused AdamW and our own.
 
 Two kinds of rows, for both limits: "step", of which each way is the whole step and the first the step alone, and
 "unscale", whose ways leave the step out.
@@ -6,14 +6,14 @@ Two kinds of rows, for both limits: "step", of which each way is the whole step 
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from math import nan
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 import fusedclip
-from benchmarks import workloads
-from benchmarks.gradients import Gradients
-from benchmarks.measure import Settings, row_of, time_beside_floor
+from benchmarks.measure import Settings, gradients_like, row_of
+from benchmarks.operations import Operation
 from benchmarks.results import Row
 from benchmarks.suites import BOTH
 from benchmarks.timing import Entry
@@ -22,90 +22,102 @@ from fusedclip.optim import AdamW, clip_on_step
 
 STEP, TORCH, DROP_IN = "step alone", "torch's clip", "drop-in"
 SCALES, DEFERS, CHOOSES = "on step, defer=False", "on step, defer=True", "on step, defer=None"
-OWN, OWN_PLAIN = "fusedclip.optim.AdamW", "fusedclip.optim.AdamW, max_norm=None"
-OWN_BF16, OWN_SPLIT = "the same, bf16 moments", "the same, bf16 model, split master"
+OWN = "fusedclip.optim.AdamW"
+OWN_BF16, OWN_SPLIT = f"{OWN}, bf16 moments", f"{OWN}, bf16 model, split master"
+NO_LIMIT = ", no limit"  # the step of that optimizer alone
 UNSCALE_TORCH, UNSCALE_OURS = "torch: unscale_ + clip", "fusedclip: unscale_and_clip"
 LOSS_SCALE = 65536.0
+# Bytes per parameter where nothing is clipped, and where something is: parameter, gradient and two moments are read and
+# all but the gradient written; a norm reads the gradient once more, scaling it moves it twice, deferring writes it.
+BYTES = {
+    STEP: (28, 28), TORCH: (40, 40), DROP_IN: (32, 40), SCALES: (32, 40),
+    OWN: (32, 32), OWN_BF16: (24, 24), OWN_SPLIT: (28, 28),
+    OWN + NO_LIMIT: (28, 28), OWN_BF16 + NO_LIMIT: (20, 20), OWN_SPLIT + NO_LIMIT: (26, 26),
+}  # fmt: skip
+# Only on a CPU is it known in time that nothing is clipped, and there deferring is what is chosen.
+BYTES_OF_DEFERRING = {
+    "cpu": {DEFERS: (32, 36), CHOOSES: (32, 36)},
+    "cuda": {DEFERS: (36, 36), CHOOSES: (32, 40)},
+}
+MODEL, SMALL = "gpt2", "2000x1024"
 
 
-def measure(settings: Settings, seconds: float, name: str = "gpt2") -> Iterator[Row]:
+def measure(settings: Settings, seconds: float, name: str = MODEL) -> Iterator[Row]:
     """All ways at both limits, in turns; `seconds` for a row of steps, half of them for one of unscaling."""
     bench = _Bench(settings, name)
     for operation in BOTH:
-        limit = operation.limit(bench.norm)
-        yield bench.row(f"step, {operation.value}", bench.steps(limit), seconds)
-        yield bench.row(f"unscale, {operation.value}", bench.unscales(limit), seconds / 2)
+        yield bench.steps(operation, seconds)
+        yield bench.unscales(operation, seconds / 2)
+
+
+def measure_small(settings: Settings, seconds: float) -> Iterator[Row]:
+    """Steps of many small parameters, where what counts is how often something is launched."""
+    bench = _Bench(settings, SMALL)
+    for operation in BOTH:
+        yield bench.steps(operation, seconds / 3)
 
 
 class _Bench:
     def __init__(self, settings: Settings, name: str) -> None:
-        self.settings, self.workload = settings, workloads.load(name, 4, settings.memory)
-        self.gradients = Gradients(self.workload, (torch.float32,), settings.device, settings.seed)
+        self.settings, self.gradients = settings, gradients_like(name, "float32", settings)
         self.parameters = self.gradients.parameters
         for parameter in self.parameters:
             torch.nn.init.zeros_(parameter)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-9, fused=True)
         self.optimizer.step()  # makes its state
         self.norm = float(fusedclip.get_total_norm(self.gradients.tensors))
-        self.rounded = [torch.nn.Parameter(p.detach().bfloat16()) for p in self.parameters]
-        for half, parameter in zip(self.rounded, self.parameters, strict=True):
+        rounded = [torch.nn.Parameter(p.detach().bfloat16()) for p in self.parameters]
+        for half, parameter in zip(rounded, self.parameters, strict=True):
             half.grad = None if parameter.grad is None else parameter.grad.bfloat16()
         self.owns = {
-            OWN_PLAIN: AdamW(self.parameters, lr=1e-9),
-            OWN: AdamW(self.parameters, lr=1e-9, max_norm=1.0),
-            OWN_BF16: AdamW(self.parameters, lr=1e-9, max_norm=1.0, moments=torch.bfloat16),
-            OWN_SPLIT: AdamW(self.rounded, lr=1e-9, max_norm=1.0, master="split"),
+            OWN: AdamW(self.parameters, lr=1e-9),
+            OWN_BF16: AdamW(self.parameters, lr=1e-9, moments=torch.bfloat16),
+            OWN_SPLIT: AdamW(rounded, lr=1e-9, master="split"),
         }
-
         self.others = _others(self.parameters) if settings.device.type == "cpu" else {}
 
-    def row(self, operation: str, entries: list[Entry], seconds: float) -> Row:
-        row = row_of("float32", operation, self.workload, self.gradients, self.settings)
-        row.floor, timed = time_beside_floor(entries, self.gradients, self.settings, seconds)
-        row.contenders += timed.values()
-        return row
+    def steps(self, operation: Operation, seconds: float) -> Row:
+        limit, step = operation.limit(self.norm), self.optimizer.step
 
-    def steps(self, limit: float) -> list[Entry]:
-        def clipping(clip: Callable[..., object]) -> Callable[[], object]:
-            return lambda: (clip(self.parameters, limit), self.optimizer.step())
+        def after(clip: Callable[..., object], step: Callable[[], object] = step) -> Callable[[], object]:
+            return lambda: (clip(self.parameters, limit), step())
 
         def on_step(defer: bool | None) -> Callable[[], object]:
             def call() -> None:
                 handle = clip_on_step(self.optimizer, limit, defer=defer)
-                self.optimizer.step()
+                step()
                 handle.remove()  # some microseconds of the bench's own, counted against it
 
             return call
 
-        def own(way: str) -> Callable[[], object]:
-            optimizer = self.owns[way]
-            group = optimizer.param_groups[0]
-
+        def own(optimizer: AdamW, max_norm: float | None) -> Callable[[], object]:
             def call() -> None:
-                if way != OWN_PLAIN:
-                    group["max_norm"] = limit
+                optimizer.param_groups[0]["max_norm"] = max_norm
                 optimizer.step()
 
             return call
 
-        def clip_before(step: Callable[[], object]) -> Callable[[], object]:
-            return lambda: (clip_grad_norm_(self.parameters, limit), step())
-
         ways = {
-            STEP: self.optimizer.step,
-            TORCH: clipping(clip_grad_norm_),
-            DROP_IN: clipping(fusedclip.clip_grad_norm_),
+            STEP: step,
+            TORCH: after(clip_grad_norm_),
+            DROP_IN: after(fusedclip.clip_grad_norm_),
             SCALES: on_step(False),
             DEFERS: on_step(True),
             CHOOSES: on_step(None),
-            **{way: own(way) for way in self.owns},
-            **{way: clip_before(step) for way, step in self.others.items()},
         }
-        return [Entry(way, call, self.gradients.restore) for way, call in ways.items()]
+        for way, optimizer in self.owns.items():
+            ways |= {way + NO_LIMIT: own(optimizer, None), way: own(optimizer, limit)}
+        for way, other in self.others.items():
+            ways |= {way + NO_LIMIT: other, way: after(clip_grad_norm_, other)}
+        moved, which = BYTES | BYTES_OF_DEFERRING[self.settings.device.type], BOTH.index(operation)
+        passes = {way: moved[way][which] / 4 for way in ways if way in moved}
+        before = self.gradients.restore
+        entries = [Entry(way, call, before, passes=passes.get(way, nan)) for way, call in ways.items()]
+        return row_of(f"step, {operation.value}", entries, self.gradients, self.settings, seconds)
 
-    def unscales(self, limit: float) -> list[Entry]:
+    def unscales(self, operation: Operation, seconds: float) -> Row:
         """The gradients pass for scaled ones: the limit is that much smaller."""
-        device, limit = self.settings.device, limit / LOSS_SCALE
+        device, limit = self.settings.device, operation.limit(self.norm) / LOSS_SCALE
         scaler = torch.amp.GradScaler(device.type, init_scale=LOSS_SCALE)
         scaler.scale(torch.zeros((), device=device))
 
@@ -120,7 +132,8 @@ class _Bench:
         def ours() -> None:
             unscale_and_clip_grad_norm_(scaler, self.optimizer, limit)
 
-        return [Entry(UNSCALE_TORCH, torchs, before), Entry(UNSCALE_OURS, ours, before)]
+        entries = [Entry(UNSCALE_TORCH, torchs, before), Entry(UNSCALE_OURS, ours, before)]
+        return row_of(f"unscale, {operation.value}", entries, self.gradients, self.settings, seconds)
 
 
 def _others(parameters: list[torch.nn.Parameter]) -> dict[str, Callable[[], object]]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.gradients import Gradients
 from benchmarks.operations import Operation
 
 # On the CPU 512 KiB of fp64: the few of them that are in use stay in the cache, and come from the heap. Larger ones are
@@ -15,18 +16,6 @@ from benchmarks.operations import Operation
 # machines). On a GPU launches are what costs.
 CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}
 EXPONENT_BITS = 0x7FF << 52
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How far a contender may be off: the norm relative to the true one, elements in ulp of the right element.
-
-    `coefficient` widens the elements' bound by that much of the element, for a contender that rounds its norm.
-    """
-
-    norm: float
-    ulp: float
-    coefficient: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,22 +27,24 @@ class Verdict:
     failure: str = ""
 
 
-def bounds_for(ours: bool, dtype: torch.dtype, elements: int) -> Bounds:
-    """fusedclip's bounds are the project's promise; torch's are what it takes to let torch run at all.
+def bounds_for(ours: bool, dtype: torch.dtype, elements: int) -> tuple[float, float, float]:
+    """How far a norm may be off, relative to the true one, and elements: in ulp of the right element, and besides by
+    how much of themselves, for a contender that rounds its norm.
 
+    fusedclip's bounds are the project's promise; torch's are what it takes to let torch run at all.
     torch returns the norm in the gradients' dtype (relative step 2^-8 in bf16, 2^-11 in fp16), stacks per-tensor norms
     that were rounded the same way, and its fp32 path on the CPU adds up in fp32: 5e-3 off at 2^26 elements. Its
     coefficient inherits all of that and is itself rounded to the dtype. The measured error stands beside every time.
     """
     if ours:
         random_fp32 = dtype == torch.float32 and elements <= 1 << 24
-        return Bounds(norm=1e-7 if random_fp32 else 3e-6, ulp=1.5 if dtype == torch.float32 else 1.0)
+        return 1e-7 if random_fp32 else 3e-6, 1.5 if dtype == torch.float32 else 1.0, 0.0
     rounding = 0.0 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
-    return Bounds(norm=1e-2 + rounding, ulp=1.0, coefficient=1e-2 + 2 * rounding)
+    return 1e-2 + rounding, 1.0, 1e-2 + 2 * rounding
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    yield from zip(*(torch.split(one.flatten(), CHUNK[one.device.type]) for one in tensors), strict=True)
+    return zip(*(torch.split(one.flatten(), CHUNK[one.device.type]) for one in tensors), strict=True)
 
 
 def norm_of(tensor: Tensor) -> float:
@@ -90,42 +81,33 @@ def judge_elements(before: Tensor, after: Tensor, coefficient: float, ulps: floa
     return worst, "" if passed else f"elements off by {worst:.2f} ulp, allowed {ulps}"
 
 
-@dataclass(frozen=True)
 class Oracle:
-    """The right answers for one list of gradients, computed once and used for every operation and contender."""
+    """Gradients to work on, and the right answers for them: computed once, used for all operations and contenders."""
 
-    before: Sequence[Tensor]
-    norms: Sequence[float]
+    def __init__(self, gradients: Gradients) -> None:
+        self.gradients, self.norms = gradients, [norm_of(one) for one in gradients.saved]
+        self.norm = math.hypot(*self.norms)
 
-    @classmethod
-    def of(cls, before: Sequence[Tensor]) -> "Oracle":
-        return cls(before, list(map(norm_of, before)))
-
-    @property
-    def norm(self) -> float:
-        return math.hypot(*self.norms)
-
-    def judge(
-        self, operation: Operation, limit: float, result: Tensor | None, after: Sequence[Tensor], ours: bool
-    ) -> Verdict:
+    def judge(self, operation: Operation, limit: float, result: Tensor | None, ours: bool) -> Verdict:
         """The verdict on what one call returned and on what it made of the gradients."""
-        pairs = list(zip(self.before, after, strict=True))
+        before = self.gradients.saved
+        pairs = list(zip(before, self.gradients.tensors, strict=True))
         if operation is Operation.VALUE:
             same = all(torch.equal(old.clamp(-limit, limit), new) for old, new in pairs)
             return Verdict(0.0, 0.0, "" if same else "clamped elements differ")
         if result is None:
             return Verdict(failure="returned nothing")
-        elements = sum(one.numel() for one in self.before)
-        bounds = {dtype: bounds_for(ours, dtype, elements) for dtype in {one.dtype for one in self.before}}
+        elements = self.gradients.workload.elements
+        bounds = {dtype: bounds_for(ours, dtype, elements) for dtype in {one.dtype for one in before}}
         right = self.norms if operation is Operation.PER_TENSOR_NORMS else [self.norm]
-        norm_error, failure = judge_norms(result, right, max(one.norm for one in bounds.values()))
+        bound, _, wider = map(max, zip(*bounds.values(), strict=True))  # a norm is rounded once, for all dtypes
+        norm_error, failure = judge_norms(result, right, bound)
         if operation is Operation.CLIPPED:
             coefficient = limit / (self.norm + 1e-6)
-            wider = max(one.coefficient for one in bounds.values())  # a norm is rounded once, for all dtypes
-            judged = [judge_elements(old, new, coefficient, bounds[old.dtype].ulp, wider) for old, new in pairs]
+            judged = [judge_elements(old, new, coefficient, bounds[old.dtype][1], wider) for old, new in pairs]
         else:
             same = all(torch.equal(old, new) for old, new in pairs)  # false for NaN
             judged = [(0.0, "" if same else "gradients changed although nothing is to be clipped")]
         ulps, failures = zip(*judged, strict=True)
-        first = next(filter(None, failures), "")
-        return Verdict(norm_error, float(np.max(ulps)), "; ".join(filter(None, (failure, first))))
+        reasons = filter(None, (failure, next(filter(None, failures), "")))
+        return Verdict(norm_error, float(np.max(ulps)), "; ".join(reasons))

@@ -1,29 +1,25 @@
 """PNG files from a report: speed-up, roofline, training curves. Nothing is measured here."""
 
-import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot
-from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator
 
 from benchmarks.contenders import TORCH_FOREACH
-from benchmarks.results import Report, Row
+from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+from benchmarks.results import Report
+from benchmarks.step_picture import steps
 from benchmarks.suites import BOTH
-from benchmarks.table import SHORT_DTYPE, where
-from benchmarks.train.experiments import GUESSING
+from benchmarks.table import label, where
+from benchmarks.train import adaptive, optimizers
+from benchmarks.train.experiments import GUESSING, Result
 
-# Okabe and Ito's palette, which the common kinds of colour blindness tell apart.
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#666666", "#000000",
-)  # fmt: skip
-DTYPE_COLOURS = {"float32": BLUE, "bfloat16": ORANGE, "float16": GREEN, "mixed": PURPLE}
 CONTENDER_COLOURS = {
     TORCH_FOREACH: VERMILION, "torch loop": ORANGE, "torch.compile": PURPLE,
     "fusedclip cpu": BLUE, "fusedclip cuda": BLUE, "fusedclip cuda, two launches": GREY,
@@ -43,11 +39,11 @@ STYLE: Any = {
 def draw_all(report: Report, folder: Path) -> list[Path]:
     """Every picture for which the report has data; the paths of those that were made."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"speedup": speedup, "roofline": roofline, "gpt": gpt, "lstm": lstm, "adaptive": adaptive}
     made = []
     with pyplot.rc_context(STYLE):
-        for name, draw in pictures.items():
-            if title := draw(report):
+        training = {name: partial(OF_TRAINING[name], result) for name, result in report.training.items()}
+        for name, draw in ({name: partial(draw, report) for name, draw in OF_ROWS.items()} | training).items():
+            if title := draw():
                 pyplot.suptitle(f"{title}\n{where(report)}")
                 made.append(folder / f"{name}.png")
                 pyplot.savefig(made[-1], dpi=120, bbox_inches="tight")
@@ -56,42 +52,25 @@ def draw_all(report: Report, folder: Path) -> list[Path]:
 
 
 def speedup(report: Report) -> str:
-    """Torch foreach's time over fusedclip's, a bar per dtype, workloads and operations below each other."""
-    rows = [row for row in report.rows if not row.is_host and ratio(row) > 0]
-    if not rows:
+    """Torch foreach's time over fusedclip's, a bar for each row."""
+    ratios = {label(row): row.ours.ratio_to_foreach for row in report.rows if row.ours and not row.is_host}
+    ratios = {name: ratio for name, ratio in ratios.items() if ratio > 0}
+    if not ratios:
         return ""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.workload, row.operation), []).append(row)
-    _, axes = pyplot.subplots(figsize=(8, 1.2 + BAR * (len(rows) + 0.8 * len(groups))))
-    position, ticks = 0.0, {}
-    for group in groups.values():
-        for offset, row in enumerate(group):
-            axes.barh(position + offset, ratio(row) - 1, 0.85, left=1, color=DTYPE_COLOURS[row.dtype])
-            text = f"{SHORT_DTYPE[row.dtype]}  {ratio(row):.1f}x"
-            axes.text(max(1.0, ratio(row)) * 1.03, position + offset, text, va="center")
-        # Without the cut if that differs between the dtypes.
-        title = group[0].title if len({row.title for row in group}) == 1 else group[0].title.partition(" (")[0]
-        separator = ", " if len(group) == 1 else ",\n"
-        ticks[position + (len(group) - 1) / 2] = f"{title}{separator}{group[0].operation}"
-        position += len(group) + 0.8
-    axes.set_yticks(list(ticks), list(ticks.values()))
-    axes.set_ylim(position - 0.8, -0.8)
+    _, axes = pyplot.subplots(figsize=(8, 1.2 + BAR * len(ratios)))
+    values, colours = list(ratios.values()), [BLUE if "not clipped" in name else ORANGE for name in ratios]
+    bars = axes.barh(list(ratios), [value - 1 for value in values], left=1, color=colours)
+    axes.bar_label(bars, [f"{value:.1f}x" for value in values], padding=3)
     axes.axvline(1, color=GREY, linewidth=1)
+    axes.invert_yaxis()
     axes.set_xscale("log")
-    left, right = min(0.95, 0.8 * min(map(ratio, rows))), 1.7 * max(2.0, *map(ratio, rows))
-    shown = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if left <= tick <= right]
-    axes.set_xticks(shown, [f"{tick:g}x" for tick in shown])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}x")
     axes.minorticks_off()
-    axes.grid(False)
-    axes.set(xlim=(left, right), xlabel="torch's time / fusedclip's (log scale); torch is its foreach path")
-    dtypes = dict.fromkeys(row.dtype for row in rows)
-    axes.legend([Patch(color=DTYPE_COLOURS[one]) for one in dtypes], [SHORT_DTYPE[one] for one in dtypes], loc="best")
+    axes.grid(visible=False)
+    limits = min(0.95, 0.8 * min(values)), 1.3 * max(2.0, *values)
+    axes.set(xlim=limits, xlabel="torch's time / fusedclip's (log scale); torch is its foreach path")
     return "How many times faster than torch's is fusedclip's clip_grad_norm_?"
-
-
-def ratio(row: Row) -> float:
-    return row.ours.ratio_to_foreach if row.ours else 0.0
 
 
 def roofline(report: Report) -> str:
@@ -119,10 +98,8 @@ def roofline(report: Report) -> str:
     return "How close is clipping to the memory's roof?"
 
 
-def gpt(report: Report) -> str:
+def gpt(result: Result) -> str:
     """The loss curves of both clips, one upon the other, and how far they are apart."""
-    if not (result := report.training.get("gpt")):
-        return ""
     _, axes = pyplot.subplots(figsize=(8, 4))
     for run, colour, width in zip(result["runs"], (ORANGE, BLUE), (5.0, 1.2), strict=True):
         axes.plot(run["losses"], color=colour, linewidth=width, label=run["name"])
@@ -133,56 +110,26 @@ def gpt(report: Report) -> str:
     return f"A small GPT, clipped by torch and by fusedclip: the losses are {apart}"
 
 
-def lstm(report: Report) -> str:
+def lstm(result: Result) -> str:
     """Gradient norm and loss over the steps, without clipping and with it: what an exploding gradient looks like."""
-    if not (result := report.training.get("lstm")):
-        return ""
     _, panels = pyplot.subplots(2, 1, figsize=(8, 5.6), sharex=True)
     max_norm = result["max_norm"]
     loose, clipped = result["runs"]
     runs = {"not clipped": (loose, VERMILION), f"fusedclip, max_norm={max_norm:g}": (clipped, BLUE)}
     norms = "norms", "gradient norm\nbefore clipping", max_norm, " max_norm"
     losses = "losses", "loss (nats per byte)", GUESSING, " guessing"
-    for axes, (values, label, level, text) in zip(panels, (norms, losses), strict=True):
+    for axes, (values, title, level, text) in zip(panels, (norms, losses), strict=True):
         for name, (run, colour) in runs.items():
             axes.semilogy(run[values], color=colour, linewidth=1.5, label=f"{name}: {run['outcome']}")
         axes.axhline(level, color=GREY, linestyle="--", linewidth=1)
         axes.text(1.0, level, text, transform=axes.get_yaxis_transform(), va="center", color=GREY)
-        axes.set_ylabel(label)
+        axes.set_ylabel(title)
     panels[0].set_ylim(bottom=max_norm / 1.5)
     panels[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     panels[1].set_xlabel("step")
     return f"An LSTM, plain SGD with a rate of {result['learning_rate']:g}"
 
 
-def adaptive(report: Report) -> str:
-    """What garbage costs each contender: its loss above that of a run that was spared it, and its norm."""
-    if not (result := report.training.get("adaptive")):
-        return ""
-    spared, *runs = result["runs"]
-    colours = (GREY, BLACK, ORANGE, BLUE, GREEN, VERMILION)
-    _, panels = pyplot.subplots(2, 1, figsize=(11, 7), sharex=True, height_ratios=(3, 2))
-    first, last = result["spikes"][0], result["spikes"][-1]
-    start, end, highest = max(0, first - 40), min(len(spared["losses"]), last + 80), 0.1
-    for run, colour in zip(runs, colours, strict=True):
-        excess = np.array(run["losses"], float) - spared["losses"]
-        excess[first : last + 1] = math.nan
-        excess = smoothed(excess)
-        if run is not runs[0]:  # without clipping it leaves the picture
-            highest = max(highest, *excess[last + 1 : end])
-        how = {"color": colour, "linewidth": 1.6, "linestyle": "--" if run is runs[0] else "-"}
-        panels[0].plot(excess, label=f"{run['name']}: {run['cost']:+.2f}", **how)
-        panels[1].semilogy(run["norms"], **how)
-    for axes in panels:
-        axes.axvspan(first - 0.5, last + 0.5, color=GREY, alpha=0.25, linewidth=0)
-    panels[0].set(ylim=(-0.15, 1.15 * highest), xlim=(start, end))
-    panels[0].set_ylabel("loss above that of a run without\nthe garbage (mean of 5 steps)")
-    panels[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, title="mean of the 20 steps after")
-    panels[1].set(xlabel="step", ylabel="gradient norm\nbefore clipping")
-    return f"A small GPT meets {last - first + 1} batches of random bytes (grey)"
-
-
-def smoothed(values: Any, width: int = 5) -> Any:
-    """Means of those that are numbers."""
-    padded = np.concatenate([np.full(width - 1, math.nan), values])
-    return np.ma.masked_invalid(sliding_window_view(padded, width)).mean(axis=1).filled(math.nan)
+# By their names, which are those of the files; of a training experiment the result is what is drawn.
+OF_ROWS = {"speedup": speedup, "step": steps, "roofline": roofline}
+OF_TRAINING = {"gpt": gpt, "lstm": lstm, "adaptive": adaptive.picture, "optimizers": optimizers.picture}

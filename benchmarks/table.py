@@ -1,6 +1,7 @@
 """Tables in Markdown that also read well in a terminal, made from a report only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from math import isnan
 
 from benchmarks.contenders import TORCH_FOREACH
@@ -37,19 +38,13 @@ def label(row: Row) -> str:
     return f"{row.title}, {SHORT_DTYPE[row.dtype]}, {row.operation}"
 
 
-def summary(report: Report) -> str:
-    """Everything at a glance: the README's tables."""
-    clips, steps = [row for row in report.rows if not row.is_step], [row for row in report.rows if row.is_step]
-    return "\n\n".join(([clipping(clips)] if clips else []) + ([stepping(steps)] if steps else []))
-
-
 def whole(report: Report, all_contenders: bool = False) -> str:
     """What was measured, and the claims if there are any."""
     rows = details(report) if all_contenders else summary(report)
     return f"{rows}\n\n{claims(report)}" if report.claims else rows
 
 
-def clipping(rows: Sequence[Row]) -> str:
+def clipping(rows: Iterable[Row]) -> str:
     """One line per row: torch's foreach path beside fusedclip's preferred engine."""
     header = ["gradients", "torch foreach", "fusedclip", "ratio", "GB/s", "of floor", "error torch", "error ours"]
     lines = []
@@ -63,16 +58,24 @@ def clipping(rows: Sequence[Row]) -> str:
     return markdown(header, lines)
 
 
-def stepping(rows: Sequence[Row]) -> str:
+def stepping(rows: Iterable[Row]) -> str:
     """One line per way: its time with a limit that does not clip and one that does, and the ratio to the first way."""
-    lines: dict[str, list[str]] = {}
-    for row in rows:
-        base = row.contenders[0].device_us
-        for one in row.contenders:
-            ratio = short(one.device_us / base, ".2f")
-            lines.setdefault(one.contender, []).extend((time_of(one, one.device_us), ratio))
-    header = ["", "not clipped", "ratio", "clipped", "ratio"]
-    return markdown(header, [[name, *(cells + [MISSING] * 4)[:4]] for name, cells in lines.items()])
+    tables = []
+    for title, same in groupby(rows, lambda row: row.title):
+        lines: dict[str, list[str]] = {}
+        for row in same:
+            for one in row.contenders:
+                ratio = short(one.device_us / row.contenders[0].device_us, ".2f")
+                lines.setdefault(one.contender, []).extend((time_of(one, one.device_us), ratio))
+        cells = [[name, *(known + [MISSING] * 4)[:4]] for name, known in lines.items()]
+        tables.append(markdown([title, "not clipped", "ratio", "clipped", "ratio"], cells))
+    return "\n\n".join(tables)
+
+
+def summary(report: Report, clipping: Callable[[list[Row]], str] = clipping) -> str:
+    """Everything at a glance: the README's tables."""
+    clips, steps = [row for row in report.rows if not row.is_step], [row for row in report.rows if row.is_step]
+    return "\n\n".join([clipping(clips)] * bool(clips) + [stepping(steps)] * bool(steps))
 
 
 def details(report: Report) -> str:
@@ -93,13 +96,10 @@ def details(report: Report) -> str:
 
 
 def claims(report: Report) -> str:
-    lines = [
-        [
-            *(one.name, f"{one.value:.3g}", f"{'>=' if one.more_is_better else '<='} {one.bar:g}"),
-            *(one.unit, "yes" if one.holds else "NO", one.note),
-        ]
-        for one in report.claims
-    ]
+    lines = []
+    for one in report.claims:
+        bar = f"{'>=' if one.more_is_better else '<='} {one.bar:g}"
+        lines.append([one.name, f"{one.value:.3g}", bar, one.unit, "yes" if one.holds else "NO", one.note])
     return markdown(["claim", "measured", "bar", "unit", "holds", "note"], lines)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import environment
 from benchmarks.results import Report
-from benchmarks.train import adaptive, experiments
+from benchmarks.train import adaptive
 
 
 @pytest.mark.filterwarnings("ignore:SkipSpikes has left out")
@@ -15,7 +15,7 @@ def test_all_contenders_meet_the_garbage(monkeypatch: pytest.MonkeyPatch, tmp_pa
     for name, value in {"CONTEXT": 16, "WIDTH": 16, "LAYERS": 1, "BATCH": 2}.items():
         monkeypatch.setattr(adaptive, name, value)
     steps = []
-    result = experiments.run("adaptive", 0, 70, lambda: steps.append(1))
+    result = adaptive.adaptive(0, 70, lambda: steps.append(1))
     runs = {run["name"]: run for run in result["runs"]}
     assert list(runs) == ["no garbage", "not clipped", "fixed", "AutoClip", "ZClip", "AdaGC", "SkipSpikes"]
     assert len(steps) == 70
@@ -28,7 +28,7 @@ def test_all_contenders_meet_the_garbage(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert runs["fixed"]["losses"][:first] == runs["no garbage"]["losses"][:first]
     assert runs["no garbage"]["cost"] == 0
     for name in runs:
-        assert name in experiments.summary("adaptive", result)
+        assert name in adaptive.summary(result)
     pytest.importorskip("matplotlib")
     from benchmarks import plots
 

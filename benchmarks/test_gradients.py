@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.contenders import TORCH_FOREACH, fusedclip_contender, multi_tensor, torch_contender
-from benchmarks.gradients import Gradients, dtypes_of
+from benchmarks.gradients import Gradients
 from benchmarks.measure import Settings, run_suite
 from benchmarks.operations import Operation
 from benchmarks.suites import Case, Suite
@@ -44,7 +44,7 @@ def test_peers_are_called_as_their_libraries_call_them(scales: list[str], dtype:
 
 def test_mixed_gradients_take_turns_and_are_judged() -> None:
     workload = Workload("x", ((3,), (2, 2), (5,)))
-    gradients = Gradients(workload, dtypes_of("mixed"), CPU, seed=0)
+    gradients = Gradients(workload, "mixed", CPU, seed=0)
     assert [tensor.dtype for tensor in gradients.tensors] == [torch.float32, torch.bfloat16, torch.float32]
     assert gradients.nbytes == 8 * 4 + 4 * 2
     assert all(map(torch.equal, gradients.tensors, gradients.saved))

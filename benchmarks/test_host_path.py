@@ -7,8 +7,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.contenders import TORCH_FOREACH, line_up
-from benchmarks.measure import Settings, Subject, judge
+from benchmarks.measure import Settings, gradients_like, judge
 from benchmarks.operations import Operation
+from benchmarks.oracle import Oracle
 
 CONTENDERS = {one.name: one for one in line_up(torch.device("cpu")) if one.name in (TORCH_FOREACH, "fusedclip cpu")}
 SETTINGS = Settings(torch.device("cpu"), list(CONTENDERS.values()))
@@ -16,24 +17,24 @@ ROUNDS = 50
 
 
 @pytest.fixture(scope="module", params=["host-10x256", "host-100x256", "host-1000x256", "300x4096"])
-def subject(request: pytest.FixtureRequest) -> Subject:
-    return Subject.make(request.param, "float32", SETTINGS)
+def right(request: pytest.FixtureRequest) -> Oracle:
+    return Oracle(gradients_like(request.param, "float32", SETTINGS))
 
 
 @pytest.mark.parametrize(
     "operation", [Operation.NOT_CLIPPED, Operation.CLIPPED, Operation.VALUE], ids=lambda one: one.value
 )
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_call(benchmark: BenchmarkFixture, subject: Subject, operation: Operation, name: str) -> None:
-    contender, limit = CONTENDERS[name], operation.limit(subject.right.norm)
-    verdict = judge(contender, operation, subject)
+def test_call(benchmark: BenchmarkFixture, right: Oracle, operation: Operation, name: str) -> None:
+    contender, limit = CONTENDERS[name], operation.limit(right.norm)
+    verdict = judge(contender, operation, right)
     assert not verdict.failure, verdict.failure
-    benchmark.group = f"{subject.workload.title}, {operation.value}"
+    benchmark.group = f"{right.gradients.workload.title}, {operation.value}"
 
     def setup() -> None:
         if operation.writes:
-            subject.gradients.restore()
+            right.gradients.restore()
 
     with contender.context():
-        arguments = (subject.gradients.parameters, limit)
+        arguments = (right.gradients.parameters, limit)
         benchmark.pedantic(contender.calls[operation], arguments, setup=setup, rounds=ROUNDS, warmup_rounds=3)  # type: ignore[no-untyped-call]

@@ -5,11 +5,11 @@ few run once more beside the default alone, and that is where a row's gain comes
 """
 
 import datetime
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import torch
 
 from benchmarks import environment
 from benchmarks.contenders import OURS, Contender, fusedclip_contender
-from benchmarks.measure import Settings, Subject, judge, measure
+from benchmarks.measure import Settings, gradients_like, judge, measure
+from benchmarks.oracle import Oracle
 from benchmarks.results import Measurement
-from benchmarks.suites import BOTH, Case, Suite
+from benchmarks.suites import BOTH, Suite
 from benchmarks.table import MISSING, duration, markdown, short
 from fusedclip.backends import triton
 from fusedclip.backends.triton import tuning
@@ -53,7 +54,7 @@ class Candidate:
     @property
     def score(self) -> float:
         """Microseconds for a call that only reads and a call that clips."""
-        return math.inf if self.failure else self.not_clipped.device_us + self.clipped.device_us
+        return inf if self.failure else self.not_clipped.device_us + self.clipped.device_us
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,19 @@ def tune_all(dtypes: Iterable[str], settings: Settings, quick: bool, path: Path,
 def tune(dtype: str, settings: Settings, quick: bool, known: Sequence[Tuning], progress: Callable[[], Any]) -> Result:
     device = settings.device
     key = tuning.architecture_of(device), dtype
-    subject, seconds = Subject.make(WORKLOADS[device.type], dtype, settings), SECONDS[device.type] / (3 if quick else 1)
+    right, seconds = Oracle(gradients_like(WORKLOADS[device.type], dtype, settings)), SECONDS[device.type]
+    seconds /= 3 if quick else 1
     judged = tunings(device, known, quick=quick)
     for one in judged:  # compiles its kernels
         for operation in BOTH:
-            judge(contender(one), operation, subject)
+            judge(contender(one), operation, right)
         progress()
-    default, *others = candidates = race(judged, subject, dtype, settings, seconds)
+    default, *others = candidates = race(judged, right, settings, seconds)
     if default.failure:
         return Result(key, candidates, None, f"no row, the default is wrong: {default.failure}")
     ranking = sorted((one for one in others if not one.failure), key=lambda one: one.score)
     finalists = [one.tuning for one in (default, *ranking[:FINALISTS])]
-    final = race(finalists, subject, dtype, replace(settings, seed=settings.seed + 1), seconds)
+    final = race(finalists, right, replace(settings, seed=settings.seed + 1), seconds)
     best = min(final, key=lambda one: one.score)
     gain, date = round(final[0].score / best.score, 3), datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     if gain <= LEAST_GAIN:
@@ -120,10 +122,9 @@ def tune(dtype: str, settings: Settings, quick: bool, known: Sequence[Tuning], p
     return Result(key, candidates, row, f"{name_of(best.tuning)} gained {gain:.3f}x in the final")
 
 
-def race(among: Sequence[Tuning], subject: Subject, dtype: str, settings: Settings, seconds: float) -> list[Candidate]:
+def race(among: Sequence[Tuning], right: Oracle, settings: Settings, seconds: float) -> list[Candidate]:
     settings, suite = replace(settings, contenders=[contender(one) for one in among]), Suite((), seconds / len(BOTH))
-    cases = [Case(subject.workload.name, dtype, operation) for operation in BOTH]
-    rows = [measure(case, subject, settings, suite) for case in cases]
+    rows = [measure(operation, right, settings, suite) for operation in BOTH]
     return [Candidate(*one) for one in zip(among, *(row.contenders for row in rows), strict=True)]
 
 
@@ -185,10 +186,9 @@ def table(result: Result) -> str:
     default, rows = result.candidates[0], []
     for one in sorted(result.candidates, key=lambda one: one.score):
         name = f"**{name_of(one.tuning)}** (default)" if one is default else name_of(one.tuning)
-        if one.failure:
-            rows.append([f"{name}: FAILED, {one.failure}", *[MISSING] * 5])
-            continue
-        times, gain = [duration(each.device_us) for each in (one.not_clipped, one.clipped)], default.score / one.score
+        times = [duration(each.device_us) for each in (one.not_clipped, one.clipped)]
         rates = [short(one.not_clipped.gb_per_s, ".1f"), short(one.not_clipped.floor_fraction, ".0%")]
-        rows.append([name, *times, *rates, MISSING if default.failure else f"{gain:.3f}x"])
+        gain = nan if default.failure else default.score / one.score
+        row = [name, *times, *rates, short(gain, ".3f", "x")]
+        rows.append([f"{name}: FAILED, {one.failure}", *[MISSING] * 5] if one.failure else row)
     return markdown([result.key[1], *(one.value for one in BOTH), "GB/s", "of read floor", "gain"], rows)

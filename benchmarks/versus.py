@@ -31,10 +31,11 @@ import numpy as np
 
 from benchmarks import odd, suites
 from benchmarks.environment import ROOT
+from benchmarks.results import Report
 from benchmarks.suites import SUITES, Case, Suite
 from benchmarks.table import MISSING, SHORT_DTYPE, duration, markdown
 from benchmarks.timing import Budget
-from benchmarks.workloads import CATALOGUE
+from benchmarks.workloads import CATALOGUE, GIB
 
 OLD, NEW, AGAIN = SIDES = ("old", "new", "old again")
 ALL_SUITES = SUITES | {"odd": odd.SUITE}
@@ -214,6 +215,16 @@ def measure(row: Row, workers: dict[str, Worker], budget: Budget, seed: int) -> 
     for side, taken in rounds.items():
         for entry in taken[0]:
             row.times.setdefault(side, {}).setdefault(entry, []).append([one[entry] for one in taken])
+
+
+def run(report: Report, suite: Suite, options: Any, progress: Callable[[], object]) -> int:
+    """The command: its tables printed, the times put into the report; 1 if the new version is slower."""
+    settings = {name: getattr(options, name) for name in ("device", "threads", "seed")}
+    settings["memory"] = int(options.memory * GIB)
+    sides, rows = compare(options.old, options.new, suite, settings, options.starts, progress)
+    print(f"{table(rows)}\n\n{origin(sides)}")
+    report.versus = as_json(sides, rows)
+    return int(not all(row.holds for row in rows))
 
 
 def select(name: str, wanted: Sequence[str], seconds: float | None, quick: bool) -> Suite:

@@ -23,8 +23,9 @@ import torch
 
 from benchmarks import odd
 from benchmarks.contenders import engines_for, fusedclip_contender
-from benchmarks.measure import Settings, Subject, entry, judge
+from benchmarks.measure import Settings, entry, gradients_like, judge
 from benchmarks.operations import Operation
+from benchmarks.oracle import Oracle
 from benchmarks.suites import Case
 from benchmarks.timing import Budget, Entry, flusher, nothing, quantiles_us, take_turns
 
@@ -41,8 +42,8 @@ class Side:
         self.device = torch.device(device)
         self.contender = fusedclip_contender(engines_for(self.device)[0])
         self.settings = Settings(self.device, (self.contender,), memory, seed)
-        self.subject: Subject | None = None
-        self.subject_of = ("", "")
+        self.right: Oracle | None = None
+        self.right_for = ("", "")
         self.entries: list[Entry] = []
         self.flush: Callable[[], object] = nothing
 
@@ -54,14 +55,14 @@ class Side:
             return f"{type(problem).__name__}: {problem}"
 
     def _prepare(self, case: Case) -> str:
-        if self.subject_of != (case.workload, case.dtype):
-            self.subject = None  # frees it before the next is made
-            self.subject = Subject.make(case.workload, case.dtype, self.settings)
-            self.subject_of = case.workload, case.dtype
-        assert self.subject is not None
-        self.entries = [replace(entry(self.contender, case.operation, self.subject), name="call")]
-        self.flush = flusher(self.device, self.subject.gradients.nbytes)
-        return judge(self.contender, case.operation, self.subject).failure
+        if self.right_for != (case.workload, case.dtype):
+            self.right = None  # frees it before the next is made
+            self.right = Oracle(gradients_like(case.workload, case.dtype, self.settings))
+            self.right_for = case.workload, case.dtype
+        assert self.right is not None
+        self.entries = [replace(entry(self.contender, case.operation, self.right), name="call")]
+        self.flush = flusher(self.device, self.right.gradients.nbytes)
+        return judge(self.contender, case.operation, self.right).failure
 
     def _prepare_odd(self, case: Case) -> str:
         self.entries, self.flush = odd.entries(case, self.device, self.settings.seed), nothing

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import readers
-from benchmarks.timing import Budget, Entry, flusher, quantiles_us, take_turns
+from benchmarks.measure import race, readers
+from benchmarks.timing import Budget, Entry
 
 NBYTES = 2 << 30  # as much as the largest rows
 BLOCKS, PROGRAMS = (1024, 2048, 4096), (2, 4, 8, 16)  # of the Triton reader: words of 8 bytes; per multiprocessor
@@ -23,12 +23,9 @@ def measure(device: torch.device, seconds: float, seed: int, nbytes: int = NBYTE
     reading, copying = readers(memory), copiers(memory)
     if device.type == "cuda" and importlib.util.find_spec("triton"):
         reading += triton_readers(memory)
-    samples = take_turns([*reading, *copying], device, Budget(seconds), seed, flusher(device, nbytes))
-    medians = {name: quantiles_us(one.device for one in times)[1] for name, times in samples.items()}
-    (read, read_by), (copy, copy_by) = (
-        min((medians[one.name], one.name) for one in each) for each in (reading, copying)
-    )
-    rates = {"read": nbytes / read / 1e3, "read_by": read_by, "copy": 2 * nbytes / copy / 1e3, "copy_by": copy_by}
+    timed = race([*reading, *copying], nbytes, device, Budget(seconds), seed)
+    read, copy = (min((timed[one.name] for one in each), key=lambda one: one.device_us) for each in (reading, copying))
+    rates = {"read": read.gb_per_s, "read_by": read.contender, "copy": copy.gb_per_s, "copy_by": copy.contender}
     return rates | {"nbytes": nbytes}
 
 
@@ -37,8 +34,8 @@ def copiers(memory: Tensor) -> list[Entry]:
     target = torch.empty_like(memory)
     floats, into = memory.view(torch.float32), target.view(torch.float32)
     return [
-        Entry("copy: copy_", lambda: target.copy_(memory)),
-        Entry("copy: neg", lambda: torch.neg(floats, out=into)),
+        Entry("copy: copy_", lambda: target.copy_(memory), passes=2),
+        Entry("copy: neg", lambda: torch.neg(floats, out=into), passes=2),
     ]
 
 
@@ -51,5 +48,5 @@ def triton_readers(memory: Tensor) -> list[Entry]:
     for block, programs in product(BLOCKS, PROGRAMS):
         call = partial(read, words, words.new_empty(programs * processors), block)
         call()  # compiles
-        entries.append(Entry(f"triton reader, {block} words, {programs} programs", call))
+        entries.append(Entry(f"triton reader, {block} words, {programs} programs", call, passes=1))
     return entries

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -49,9 +49,7 @@ def run_all(
 
     Once the minutes are over no stage is begun, and what hangs is ended, with its stack on stderr.
     """
-    report = Report(environment.describe(settings.device), "gpu", settings.seed)
-    report.gpu = {"sources": sources.hashes(), "checks": []}
-    run = Run(settings, quick, folder, time.monotonic() + 60 * minutes, progress, report)
+    run = Run(settings, quick, folder, minutes, progress)
     faulthandler.dump_traceback_later(60 * minutes + 30, exit=True)
     try:
         for name in stages:
@@ -59,7 +57,7 @@ def run_all(
             run.stage(name)
     finally:
         faulthandler.cancel_dump_traceback_later()
-    return report
+    return run.report
 
 
 def failed(report: Report) -> bool:
@@ -67,21 +65,19 @@ def failed(report: Report) -> bool:
     return report.wrong or any(Check(**check).bad for check in report.gpu["checks"])
 
 
-@dataclass
 class Run:
     """A run on its way: the report so far, the folder that it is written to, and when time is up.
 
     The stages are the methods of their names; `progress` hears what is being done.
     """
 
-    settings: Settings
-    quick: bool
-    folder: Path
-    deadline: float
-    progress: Progress
-    report: Report
-    without: set[str] = field(default_factory=set)
-    """Contenders whose kernels are not to be trusted with the process that keeps the results."""
+    def __init__(self, settings: Settings, quick: bool, folder: Path, minutes: float, progress: Progress) -> None:
+        self.settings, self.quick, self.folder, self.progress = settings, quick, folder, progress
+        self.deadline = time.monotonic() + 60 * minutes
+        self.share = 1 / 3 if quick else 1.0  # of the seconds of a row
+        self.without = set[str]()  # contenders whose kernels are not to be trusted with the process of the results
+        self.report = Report(environment.describe(settings.device), "gpu", settings.seed)
+        self.report.gpu = {"sources": sources.hashes(), "checks": []}
 
     def stage(self, name: str) -> None:
         if self.deadline <= time.monotonic():
@@ -108,8 +104,8 @@ class Run:
             self.without.add(f"{OURS} cuda")
 
     def ceilings(self) -> None:
-        seconds = CEILING_SECONDS / (3 if self.quick else 1)
-        self.report.gpu["ceilings"] = ceilings.measure(self.settings.device, seconds, self.settings.seed)
+        how = self.settings.device, self.share * CEILING_SECONDS, self.settings.seed
+        self.report.gpu["ceilings"] = ceilings.measure(*how)
 
     def rows(self) -> None:
         self.measure("gpu")
@@ -119,8 +115,8 @@ class Run:
         self.measure("gpu-everyone", compiled=True)
 
     def steps(self) -> None:
-        seconds = STEP_SECONDS / (3 if self.quick else 1)
-        self.report.rows += optimizer_step.measure(replace(self.settings, memory=GIB), seconds, STEP_WORKLOAD)
+        settings = replace(self.settings, memory=GIB)
+        self.report.rows += optimizer_step.measure(settings, self.share * STEP_SECONDS, STEP_WORKLOAD)
 
     def tests(self) -> None:
         self.check(checks.tests())

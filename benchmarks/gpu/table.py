@@ -1,18 +1,17 @@
 """What a GPU result looks like in print, from its report alone."""
 
+from benchmarks import table
 from benchmarks.contenders import TORCH_FOREACH
 from benchmarks.release.bars import CUDA, TRITON, missing
 from benchmarks.results import Report, Row
-from benchmarks.table import label, markdown, short, stepping, time_of
+from benchmarks.table import label, markdown, short, time_of
 
 
 def summary(report: Report) -> str:
     """One line per row: the device's own times, then wall times, torch's foreach path beside the engines."""
     header = ["gradients", "torch foreach", "cuda", "triton", "ratio", "of read floor"]
     header += ["wall: torch", "cuda", "ratio", "host: torch", "cuda"]
-    steps = [row for row in report.rows if row.is_step]
-    clips = markdown(header, [_line(row) for row in report.rows if not row.is_step])
-    return f"{clips}\n\n{stepping(steps)}" if steps else clips
+    return table.summary(report, lambda rows: markdown(header, list(map(_line, rows))))
 
 
 def _line(row: Row) -> list[str]:

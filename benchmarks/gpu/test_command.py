@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cli, optimizer_step
+from benchmarks import cli, measure, optimizer_step
 from benchmarks.contenders import TORCH_FOREACH, fusedclip_contender, torch_contender
 from benchmarks.gpu import STAGES, ceilings, command
 from benchmarks.gpu import table as gpu_table
-from benchmarks.measure import Settings, Subject
+from benchmarks.gradients import Gradients
+from benchmarks.measure import Settings
 from benchmarks.operations import Operation
 from benchmarks.release import checks, sources
 from benchmarks.release.checks import Check, Task
@@ -85,16 +86,16 @@ def test_a_stage_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch
 def test_rows_are_on_disk_before_the_next_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = tuple(Case(name, "float32", Operation.CLIPPED) for name in ("host-10x8", "host-30x8", "host-100x8"))
     monkeypatch.setitem(SMALL, "gpu", Suite(cases, 0.02))
-    make = Subject.make
+    make = measure.gradients_like
 
-    def fails_once(name: str, dtype: str, settings: Settings) -> Subject:
+    def fails_once(name: str, dtype: str, settings: Settings) -> Gradients:
         if name == "host-30x8":
             on_disk = Report.load(tmp_path / command.FILE)
             assert [row.workload for row in on_disk.rows] == ["host-10x8"]
             raise RuntimeError("out of memory")
         return make(name, dtype, settings)
 
-    monkeypatch.setattr(Subject, "make", fails_once)
+    monkeypatch.setattr(measure, "gradients_like", fails_once)
     report = run_all(tmp_path, "rows")
     assert [row.workload for row in report.rows] == ["host-10x8", "host-100x8"]
     (check,) = report.gpu["checks"]

@@ -7,21 +7,23 @@ run with the fixed limit sees text instead of the garbage: what the others lose 
 
 import math
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
-from torch.nn import functional
 
+from benchmarks.palette import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION
 from benchmarks.table import markdown
-from benchmarks.train.models import GPT
+from benchmarks.train import pair
 from benchmarks.train.text import VOCABULARY, batches
 from fusedclip.adaptive import AdaGC, AdaptiveRule, AutoClip, SkipSpikes, ZClip
 from fusedclip.optim import clip_on_step
 
-BATCH, CONTEXT, WIDTH, LAYERS, RATE, WARM_UP = 8, 64, 96, 3, 2e-3, 20
+BATCH, CONTEXT, WIDTH, LAYERS, RATE = 8, 64, 96, 3, 2e-3
 MAX_NORM = 1.0
 SPIKE_AT, SPIKE_STEPS, SCALE = 0.6, 3, 30.0  # of all steps; batches; times the loss
 AFTER = 20  # steps over which its cost is taken
@@ -39,44 +41,23 @@ CONTENDERS: dict[str, Callable[[], float | AdaptiveRule]] = {
 }
 
 
-class Run:
+class Run(pair.Run):
     """One contender: its model, and what every step lost and measured."""
 
     def __init__(self, name: str, max_norm: float | AdaptiveRule, seed: int, spikes: range) -> None:
-        torch.manual_seed(seed)
-        self.name, self.max_norm, self.spikes = name, max_norm, range(0) if name == SPARED else spikes
-        self.model = GPT(CONTEXT, WIDTH, LAYERS)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, fused=True)
-        self.warm_up = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1 / WARM_UP, total_iters=WARM_UP - 1)
-        self.handle = clip_on_step(self.optimizer, max_norm)
-        self.losses, self.norms, self.clipped = list[float](), list[float](), list[bool]()
-        self.step_ms = list[float]()
+        optimizer = partial(torch.optim.AdamW, lr=RATE, fused=True)
+        super().__init__(name, *pair.gpt(seed, optimizer, context=CONTEXT, width=WIDTH, layers=LAYERS), None, max_norm)
+        self.told_by = self.handle = clip_on_step(self.optimizer, max_norm)
+        self.spikes, self.clipped = range(0) if name == SPARED else spikes, list[bool]()
 
-    def step(self, inputs: Tensor, targets: Tensor) -> None:
-        start = time.perf_counter()
-        loss = functional.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
-        scale = SCALE if len(self.losses) in self.spikes else 1.0
-        (scale * loss).backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.warm_up.step()
-        self.optimizer.zero_grad()
-        self.step_ms.append((time.perf_counter() - start) * 1e3)
-        assert self.handle.total_norm is not None
+    def step(self, inputs: Tensor, targets: Tensor, scale: float = 1.0) -> None:
+        super().step(inputs, targets, SCALE if len(self.losses) in self.spikes else scale)
         assert self.handle.clip_coef is not None
-        self.losses.append(loss.item())
-        self.norms.append(self.handle.total_norm.item())
         self.clipped.append(bool((self.handle.clip_coef < 1).any()))
 
     def result(self) -> dict[str, Any]:
         skipped = self.max_norm.skipped if isinstance(self.max_norm, SkipSpikes) else None
-        return {
-            "name": self.name,
-            "losses": self.losses,
-            "norms": self.norms,
-            "clipped": statistics.fmean(self.clipped),
-            "skipped": 0 if skipped is None else int(skipped),
-            "step_ms": statistics.median(self.step_ms),
-        }
+        return super().result() | {"clipped": statistics.fmean(self.clipped), "skipped": int(skipped or 0)}
 
 
 def adaptive(seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any]:
@@ -122,3 +103,36 @@ def summary(result: dict[str, Any]) -> str:
         f"above the run without garbage in the {AFTER} steps before it; its cost is how much larger that is in the "
         f"{AFTER} steps after"
     )
+
+
+def picture(result: dict[str, Any]) -> str:
+    """What garbage costs each contender: its loss above that of a run that was spared it, and its norm."""
+    from matplotlib import pyplot
+
+    spared, *runs = result["runs"]
+    colours = (GREY, BLACK, ORANGE, BLUE, GREEN, VERMILION)
+    _, panels = pyplot.subplots(2, 1, figsize=(11, 7), sharex=True, height_ratios=(3, 2))
+    first, last = result["spikes"][0], result["spikes"][-1]
+    start, end, highest = max(0, first - 40), min(len(spared["losses"]), last + 80), 0.1
+    for run, colour in zip(runs, colours, strict=True):
+        excess = np.array(run["losses"], float) - spared["losses"]
+        excess[first : last + 1] = math.nan
+        excess = _smoothed(excess)
+        if run is not runs[0]:  # without clipping it leaves the picture
+            highest = max(highest, *excess[last + 1 : end])
+        how = {"color": colour, "linewidth": 1.6, "linestyle": "--" if run is runs[0] else "-"}
+        panels[0].plot(excess, label=f"{run['name']}: {run['cost']:+.2f}", **how)
+        panels[1].semilogy(run["norms"], **how)
+    for axes in panels:
+        axes.axvspan(first - 0.5, last + 0.5, color=GREY, alpha=0.25, linewidth=0)
+    panels[0].set(ylim=(-0.15, 1.15 * highest), xlim=(start, end))
+    panels[0].set_ylabel("loss above that of a run without\nthe garbage (mean of 5 steps)")
+    panels[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, title="mean of the 20 steps after")
+    panels[1].set(xlabel="step", ylabel="gradient norm\nbefore clipping")
+    return f"A small GPT meets {last - first + 1} batches of random bytes (grey)"
+
+
+def _smoothed(values: Any, width: int = 5) -> Any:
+    """Means of those that are numbers."""
+    padded = np.concatenate([np.full(width - 1, math.nan), values])
+    return np.ma.masked_invalid(sliding_window_view(padded, width)).mean(axis=1).filled(math.nan)

@@ -1,50 +1,47 @@
-"""The two training experiments: a GPT with torch's clip and with fusedclip's, an LSTM without clipping and with it."""
+"""The training experiments; of the main job's two, a GPT with torch's clip and with fusedclip's, an LSTM without
+clipping and with it.
+"""
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 import fusedclip
 from benchmarks.table import markdown
-from benchmarks.train import adaptive
-from benchmarks.train.models import GPT, LSTM
-from benchmarks.train.pair import Clip, Run, largest_difference, train
+from benchmarks.train import adaptive, optimizers, pair
+from benchmarks.train.models import LSTM
+from benchmarks.train.pair import Run, final, largest_difference, train
 from benchmarks.train.text import VOCABULARY, batches
 
 GPT_BATCH, GPT_CONTEXT, GPT_RATE, GPT_MAX_NORM = 8, 128, 1e-3, 0.5
-# Without warm-up AdamW amplifies a difference in the last bit to 0.09 within 160 steps; with it that stays near 1e-6.
-GPT_WARM_UP = 20
 # Plain SGD with a rate ten times above what this LSTM bears: its loss is beyond that of guessing within ten steps.
 LSTM_BATCH, LSTM_LENGTH, LSTM_RATE, LSTM_MAX_NORM = 8, 512, 60.0, 0.1
 # The loss of guessing all bytes alike. Learned means well below it, diverged above it.
 GUESSING = math.log(VOCABULARY)
 LEARNED = 0.6 * GUESSING
-LAST = 20
-STEPS = {"gpt": 320, "lstm": 200, "adaptive": 300}
+Result = dict[str, Any]
 
 
-def run(name: str, seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any]:
-    """One of the experiments; two runs and what they have in common. `progress` is called after each step."""
-    return {"gpt": gpt, "lstm": lstm, "adaptive": adaptive.adaptive}[name](seed, steps, progress)
+class Experiment(NamedTuple):
+    """`run` takes a seed, the number of steps and a function to call after each; `summary` has a line per run."""
+
+    steps: int
+    run: Callable[[int, int, Callable[[], object]], Result]
+    summary: Callable[[Result], str]
 
 
-def gpt(seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any]:
+def gpt(seed: int, steps: int, progress: Callable[[], object]) -> Result:
     """The same GPT twice; what differs is the rounding of the norm and the time."""
-
-    def one(name: str, clip: Clip) -> Run:
-        torch.manual_seed(seed)
-        model = GPT(GPT_CONTEXT)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=GPT_RATE)
-        warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / GPT_WARM_UP, total_iters=GPT_WARM_UP - 1)
-        optimizer.register_step_post_hook(lambda *_: warm_up.step())
-        return Run(name, model, optimizer, clip, GPT_MAX_NORM)
-
-    runs = [one("torch", clip_grad_norm_), one("fusedclip", fusedclip.clip_grad_norm_)]
+    optimizer = partial(torch.optim.AdamW, lr=GPT_RATE)
+    runs = [
+        Run(name, *pair.gpt(seed, optimizer, context=GPT_CONTEXT), clip, GPT_MAX_NORM)
+        for name, clip in {"torch": clip_grad_norm_, "fusedclip": fusedclip.clip_grad_norm_}.items()
+    ]
     train(runs, batches(steps, GPT_BATCH, GPT_CONTEXT, seed), progress)
     return {
         "tensors": len(runs[0].parameters),
@@ -56,49 +53,44 @@ def gpt(seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any]
     }
 
 
-def lstm(seed: int, steps: int, progress: Callable[[], object]) -> dict[str, Any]:
-    """The same LSTM twice with a rate that is far too high, without clipping (the norm measured) and with it."""
+def gpt_summary(result: Result) -> str:
+    return (
+        f"{_table(result)}\n{result['elements']:,} elements in {result['tensors']} tensors; clipped in "
+        f"{result['clipped_steps']} of {len(result['runs'][0]['losses'])} steps; largest difference of the two loss "
+        f"curves: {result['largest_difference']:.2g}"
+    )
 
-    def one(name: str, max_norm: float) -> Run:
+
+def lstm(seed: int, steps: int, progress: Callable[[], object]) -> Result:
+    """The same LSTM twice with a rate that is far too high, without clipping (the norm measured) and with it."""
+    runs = []
+    for name, max_norm in {"not clipped": math.inf, "fusedclip": LSTM_MAX_NORM}.items():
         torch.manual_seed(seed)
         model = LSTM()
         optimizer = torch.optim.SGD(model.parameters(), lr=LSTM_RATE)
-        return Run(name, model, optimizer, fusedclip.clip_grad_norm_, max_norm)
-
-    runs = [one("not clipped", math.inf), one("fusedclip", LSTM_MAX_NORM)]
+        runs.append(Run(name, model, optimizer, fusedclip.clip_grad_norm_, max_norm))
     train(runs, batches(steps, LSTM_BATCH, LSTM_LENGTH, seed), progress)
     results = [run.result() | {"outcome": outcome(run.losses)} for run in runs]
     return {"max_norm": LSTM_MAX_NORM, "learning_rate": LSTM_RATE, "length": LSTM_LENGTH, "runs": results}
 
 
-def summary(name: str, result: dict[str, Any]) -> str:
-    """A line per run, and what they have in common."""
-    if name == "adaptive":
-        return adaptive.summary(result)
-    steps = len(result["runs"][0]["losses"])
-    if name == "lstm":
-        below = (
-            f"{steps} steps of SGD with rate {result['learning_rate']:g} over sequences of {result['length']} bytes; "
-            f"guessing all bytes alike is {GUESSING:.2f}: above it is diverged, below {LEARNED:.2f} is learned"
-        )
-    else:
-        below = (
-            f"{result['elements']:,} elements in {result['tensors']} tensors; clipped in {result['clipped_steps']} of "
-            f"{steps} steps; largest difference of the two loss curves: {result['largest_difference']:.2g}"
-        )
+def lstm_summary(result: Result) -> str:
+    return (
+        f"{_table(result)}\n{len(result['runs'][0]['losses'])} steps of SGD with rate {result['learning_rate']:g} over "
+        f"sequences of {result['length']} bytes; guessing all bytes alike is {GUESSING:.2f}: above it is diverged, "
+        f"below {LEARNED:.2f} is learned"
+    )
+
+
+def _table(result: Result) -> str:
     header = ["clipped by", "first loss", "highest loss", "last loss", "highest norm", "step", "clipping", "share", ""]
-    return f"{markdown(header, [_line(one) for one in result['runs']])}\n{below}"
+    return markdown(header, [_line(one) for one in result["runs"]])
 
 
-def _line(one: dict[str, Any]) -> list[str]:
+def _line(one: Result) -> list[str]:
     losses = [f"{loss:.4g}" for loss in (one["losses"][0], max(one["losses"]), final(one["losses"]))]
     times = [f"{one['step_ms']:.1f} ms", f"{one['clip_ms'] * 1e3:.0f} us", f"{one['clip_share']:.2%}"]
     return [one["name"], *losses, f"{max(one['norms']):.2g}", *times, one.get("outcome", "")]
-
-
-def final(losses: Sequence[float]) -> float:
-    """The mean of the last steps; not a number if any of them isn't."""
-    return statistics.fmean(losses[-LAST:])
 
 
 def outcome(losses: Sequence[float]) -> str:
@@ -109,7 +101,15 @@ def outcome(losses: Sequence[float]) -> str:
     return "learned" if loss < LEARNED else "neither diverged nor learned"
 
 
-def to_tensorboard(folder: Path, training: dict[str, Any]) -> None:
+EXPERIMENTS = {
+    "gpt": Experiment(320, gpt, gpt_summary),
+    "lstm": Experiment(200, lstm, lstm_summary),
+    "adaptive": Experiment(300, adaptive.adaptive, adaptive.summary),
+    "optimizers": Experiment(300, optimizers.optimizers, optimizers.summary),
+}
+
+
+def to_tensorboard(folder: Path, training: Result) -> None:
     """The curves of all runs as TensorBoard scalars."""
     from torch.utils.tensorboard import SummaryWriter
 
