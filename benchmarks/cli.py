@@ -160,13 +160,13 @@ def compare_files(options: Options) -> int:
 
 def versus(options: Options) -> int:
     """Two installed versions of fusedclip in turns; exits with 1 if the new one is slower beyond the noise."""
+    report = new_report(options, options.suite)
     suite = versions.select(options.suite, options.workload, options.seconds, options.quick)
     settings = {name: getattr(options, name) for name in ("device", "threads", "seed")}
     settings["memory"] = int(options.memory * GIB)
     with progress_bar(unit="row", total=options.starts * len(suite.cases)) as bar:
         sides, rows = versions.compare(options.old, options.new, suite, settings, options.starts, bar.update)
     print(f"{versions.table(rows)}\n\n{versions.origin(sides)}")
-    report = new_report(options, options.suite)
     report.versus = versions.as_json(sides, rows)
     save(report, options)
     return int(not all(row.holds for row in rows))
