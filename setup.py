@@ -47,6 +47,8 @@ class CMakeBuild(build_ext):
             subprocess.run(["cmake", "--build", str(build), "--target", "install"], check=True)
             if not self.inplace:
                 # Tests and benchmarks run in the checkout, where Python finds this folder before the installed one.
+                # What is there may be in use: written into, it would take a running process down.
+                (ROOT / "fusedclip" / module.name).unlink(missing_ok=True)
                 shutil.copy2(module, ROOT / "fusedclip")
         except (OSError, ImportError, subprocess.CalledProcessError) as error:
             raise SystemExit(FAILED.format(reason=error)) from None

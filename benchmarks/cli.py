@@ -155,8 +155,8 @@ def compare_files(options: Options) -> int:
 
 def versus(options: Options) -> int:
     """Two installed versions of fusedclip in turns; exits with 1 if the new one is slower beyond the noise."""
-    suite = versions.select(options.suite, options.workload, options.seconds, options.quick)
     report = new_report(options, options.suite)
+    suite = versions.select(options.suite, options.workload, options.seconds, options.quick)
     with progress_bar(unit="row", total=options.starts * len(suite.cases)) as bar:
         outcome = versions.run(report, suite, options, bar.update)
     return finish(report, options) or outcome

@@ -14,7 +14,14 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def require(device: torch.device) -> None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        build = "is a build without CUDA" if torch.version.cuda is None else "finds none"
+        raise ValueError(f"there is no GPU here that torch can use: torch {torch.__version__} {build}")
+
+
 def describe(device: torch.device) -> dict[str, Any]:
+    require(device)
     head = _output_of("git", "rev-parse", "--verify", "HEAD")
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
     return {

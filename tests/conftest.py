@@ -89,6 +89,12 @@ def engines(*names: str, on: str = "") -> pytest.MarkDecorator:
     return pytest.mark.parametrize("engine", _params(found(names, on)) or [nothing], indirect=True)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """`pytest -m gpu` without a GPU has shown nothing, and says so by its status, too."""
+    if session.config.option.markexpr == "gpu" and not torch.cuda.is_available() and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = terminalreporter.stats.get("skipped", [])
     why = Counter(str(report.longrepr[-1]).removeprefix("Skipped: ") for report in reports)

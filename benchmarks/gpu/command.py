@@ -34,9 +34,7 @@ def served(device: torch.device) -> torch.device:
     """This GPU, with its number, as the current device."""
     if device.type != "cuda":
         raise ValueError(f"this measures NVIDIA GPUs, not {device.type}; python -m benchmarks run measures others")
-    if not torch.cuda.is_available():
-        build = "is a build without CUDA" if torch.version.cuda is None else "finds none"
-        raise ValueError(f"there is no GPU here that torch can use: torch {torch.__version__} {build}")
+    environment.require(device)
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     torch.cuda.set_device(device)
     return device
