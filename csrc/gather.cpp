@@ -239,4 +239,25 @@ Gathered gather(const py::list& items, const py::object& attribute, const py::ob
   return Sweep(items, attribute, p).run();
 }
 
+static std::vector<PyObject*> measured;
+
+void remember_measured(const TensorList& list) {
+  PyObject** const first = PySequence_Fast_ITEMS(list.tensors.ptr());
+  measured.assign(first, first + list.size());
+}
+
+bool were_measured(const py::list& items, const py::object& attribute) {
+  const std::vector<PyObject*> gradients = std::exchange(measured, {});
+  const Attribute gradient_of(attribute);
+  size_t found = 0;
+  for (size_t i = 0; i < items.size() && !gradients.empty(); ++i) {
+    PyObject* const item = PyList_GET_ITEM(items.ptr(), i);
+    if (!is_plain(item) || !gradient_of.is_quick(item) || !gradient_of.may_be_asked(item)) return false;
+    const py::object gradient = gradient_of.of(item);
+    if (gradient && gradient.is_none() && gradient_of.settles_none(item)) continue;
+    if (found == gradients.size() || gradient.ptr() != gradients[found++]) return false;
+  }
+  return found > 0 && found == gradients.size();
+}
+
 }  // namespace fusedclip

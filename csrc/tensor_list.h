@@ -59,6 +59,13 @@ int64_t source_of(const Gathered& gathered, size_t item);
 // tensor to read in its stead; or raises. The survey knows why (fusedclip/gradients/survey.py).
 Gathered gather(const py::list& items, const py::object& attribute, const py::object& p);
 
+// Remembers which gradients were measured, until were_measured is asked once. None of them is kept alive for it.
+void remember_measured(const TensorList& list);
+
+// Whether the gradients of `items` are those, one by one: what can be said against gradients was said when they were
+// measured. By their addresses, which others may have by now, so that nothing may be read or written on its word.
+bool were_measured(const py::list& items, const py::object& attribute);
+
 // Whether two lists hold the same objects, in the same order.
 bool same_objects(const py::list& a, const py::list& b);
 

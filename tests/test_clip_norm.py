@@ -1,6 +1,8 @@
 """clip_grad_norm_ against the fp64 answer, element by element, and against torch where torch is right."""
 
 import math
+import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -125,6 +127,40 @@ def test_get_total_norm_then_clip_grads_with_norm_is_clip_grad_norm_(engine: Eng
     assert fusedclip.clip_grads_with_norm_(parameters(two), 0.3, total) is None
     assert engine.same(total, norm)
     torch.testing.assert_close(one, two, rtol=2e-7, atol=0)
+
+
+def test_after_get_total_norm_bad_gradients_are_still_refused(engine: Engine) -> None:
+    """The second call looks no further at what the first has measured, and nothing is to be clipped here."""
+    good = parameters([engine.randn(n, seed=n) for n in (2, 30)])
+    without = torch.nn.Parameter(engine.randn(5))
+    grads = [p.grad for p in good if p.grad is not None]
+    bad = torch.nn.Parameter(torch.ones(3, dtype=torch.int64), requires_grad=False)
+    bad.grad = torch.ones(3, dtype=torch.int64)
+    for held, error in (
+        ([*good, bad], TypeError),
+        ([good[0], bad], TypeError),
+        ([bad, *good], TypeError),
+        ([*good, without * 1], ValueError),
+        ([*good, "weight"], TypeError),
+        (grads, TypeError),
+        ([good[0]], None),
+        ([good[1], without, good[0]], None),
+        ([good[0], without, good[1]], None),
+        ([], None),
+    ):
+        norm = fusedclip.get_total_norm(grads)
+        with nullcontext() if error is None else pytest.raises(error):
+            fusedclip.clip_grads_with_norm_(held, 1e9, norm)
+    fusedclip.clip_grads_with_norm_(good, 0.5, norm)
+    oracle.assert_close(fusedclip.get_total_norm(grads), 0.5, 1e-5)
+
+
+def test_get_total_norm_keeps_no_gradient_alive(engine: Engine) -> None:
+    gradient = engine.randn(30)
+    gone = weakref.ref(gradient)
+    fusedclip.get_total_norm([gradient])
+    del gradient
+    assert gone() is None
 
 
 @pytest.mark.parametrize("total", [4.0, torch.tensor(4.0), torch.tensor([4.0], dtype=torch.float16)])
