@@ -30,6 +30,7 @@ struct AdamWRule {
   template <class A>
   struct Constants {
     A decay, beta1, weight1, beta2, weight2, scale, floor;
+    bool from_m;  // which end the next m is reckoned from: the nearer one
   };
 
   template <class A>
@@ -42,7 +43,8 @@ struct AdamWRule {
             A(o[kBeta2]),
             A(1 - o[kBeta2]),
             A(lr / (1 - pow(o[kBeta1], step)) * root),
-            A(o[kEps] * root)};
+            A(o[kEps] * root),
+            A(1 - o[kBeta1]) < A(0.5)};
   }
 
   // The next value; the states become the next ones.
@@ -50,7 +52,7 @@ struct AdamWRule {
   FUSEDCLIP_HD static V move(V x, V g, V* states, const Constants<A>& c) {
     V &m = states[0], &v = states[1];
     x = x * c.decay;
-    m = c.weight1 < A(0.5) ? m + (g - m) * c.weight1 : g - (g - m) * c.beta1;
+    m = c.from_m ? m + (g - m) * c.weight1 : g - (g - m) * c.beta1;
     v = v * c.beta2 + (g * c.weight2) * g;
     if constexpr (amsgrad) states[2] = Math::max(states[2], v);
     return x - (m * c.scale) / (Math::sqrt(states[kStates - 1]) + c.floor);

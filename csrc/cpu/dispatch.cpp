@@ -15,6 +15,11 @@ extern const Kernels table;
 namespace avx512 {
 extern const Kernels table;
 }
+#ifdef FUSEDCLIP_AVX512_BF16
+namespace avx512_bf16 {
+extern const Kernels table;
+}
+#endif
 #endif
 
 int kernel_sets(const Kernels** out, int capacity) {
@@ -24,8 +29,12 @@ int kernel_sets(const Kernels** out, int capacity) {
   };
 #ifdef FUSEDCLIP_X86_SETS
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq"))
+      __builtin_cpu_supports("avx512dq")) {
+#ifdef FUSEDCLIP_AVX512_BF16
+    if (__builtin_cpu_supports("avx512bf16")) add(avx512_bf16::table);
+#endif
     add(avx512::table);
+  }
   // Every processor with AVX2 has F16C, which GCC before 11 can't be asked about.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) add(avx2::table);
 #endif

@@ -1,5 +1,5 @@
 // Vectors of one instruction set: a load that widens to the arithmetic type, a store that narrows.
-// Included by kernels.cpp only, inside its instruction set's namespace, so that no symbol is shared between sets.
+// Included inside an instruction set's namespace, so that no symbol is shared between sets.
 #pragma once
 
 #if defined(__AVX512F__)
@@ -109,11 +109,19 @@ inline Floats load(const BFloat16* from) {
 #else
 inline Floats load(const BFloat16* from) { return (Floats)(widen_to_words(load_raw<Halves>(from)) << 16); }
 #endif
-inline void store(Floats v, BFloat16* to) {
+inline Halves to_bfloat16(Floats v) {
   const Words bits = (Words)v;
+#if defined(__AVX512BF16__)
+  // The instruction takes subnormal numbers for zeros.
+  if (__builtin_expect(_mm512_testn_epi32_mask((__m512i)v, _mm512_set1_epi32(0x7f800000)) == 0, 1))
+    return (Halves)_mm512_cvtneps_pbh((__m512)v);
+#endif
   const Words rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
   const Words quiet_nan = bits >> 16 | 0x40u;
-  const Halves halves = narrow_to_halves(v == v ? rounded : quiet_nan);
+  return narrow_to_halves(v == v ? rounded : quiet_nan);
+}
+inline void store(Floats v, BFloat16* to) {
+  const Halves halves = to_bfloat16(v);
   __builtin_memcpy(to, &halves, sizeof(halves));
 }
 
