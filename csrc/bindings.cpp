@@ -33,49 +33,75 @@ auto unlocked(F f) {
 cuda::Work cuda_work(const TensorList& l) { return {l.segments, l.device.device_id, current_stream(l.device)}; }
 #endif
 
+double as_double(PyObject* number) {
+  const double value = PyFloat_AsDouble(number);
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+int as_int(PyObject* number) {
+  const long value = PyLong_AsLong(number);
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return static_cast<int>(value);
+}
+
 // norms.ClipRule.
 ClipRule as_rule(PyObject* tuple) {
   if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 3) throw py::type_error("a rule is a tuple of three");
-  const double max_norm = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, 0)),
-               eps = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, 2));
+  const double max_norm = as_double(PyTuple_GET_ITEM(tuple, 0)), eps = as_double(PyTuple_GET_ITEM(tuple, 2));
   const int zero_nonfinite = PyObject_IsTrue(PyTuple_GET_ITEM(tuple, 1));
   if (PyErr_Occurred()) throw py::error_already_set();
   return {max_norm, eps, zero_nonfinite == 1};
 }
 
-py::object clip_list(const py::list& items, const py::object& attribute, const py::object& p, const ClipRule& rule,
-                     const py::object& norm, bool only_finite, int threads, const py::list& written) {
+// Before Python can run: an interrupt that came meanwhile is raised as soon as it does.
+void note_written(const TensorList& l, const py::list& written) {
+  if (PyList_SetSlice(written.ptr(), 0, 0, l.tensors.ptr()) != 0) throw py::error_already_set();
+}
+
+// cpu_clip_list(items, attribute, p, rule, only_finite, threads, written): gather and cpu_clip at once. Python code
+// between the two and after them is slow, as it finds the caches full of gradients (11 us of the 70 us for 300 tensors
+// of 4,096). Returns (norm, whether it is fp64) with the tensors that were written in `written`; or what was gathered,
+// with nothing done, where the list is not an ordinary one on the CPU, or the norm is not finite and `only_finite` ones
+// are wanted.
+py::object clip_list(const py::list& items, PyObject* const* args) {
+  const auto attribute = py::reinterpret_borrow<py::object>(args[0]), p = py::reinterpret_borrow<py::object>(args[1]);
+  const ClipRule rule = as_rule(args[2]);
+  const bool only_finite = args[3] == Py_True;
+  const int threads = as_int(args[4]);
+  const auto written = py::cast<py::list>(args[5]);
   Gathered gathered = gather(items, attribute, p);
   if (!gathered.is_ordinary()) return py::cast(std::move(gathered));
   const TensorList& l = *gathered.lists[0];
-  const double order = p.cast<double>(), known = norm.is_none() ? 0 : norm.cast<double>();
-  const auto r = unlocked([&, measured = norm.is_none()] {
-    return measured ? cpu::clip(work(l), order, rule, 1.0, only_finite, threads)
-                    : cpu::settle_and_scale(work(l), HUGE_VAL, known, rule, 1.0, threads);
-  });
+  const double order = p.cast<double>();
+  const auto r = unlocked([&] { return cpu::clip(work(l), order, rule, 1.0, only_finite, threads); });
   if (only_finite && !std::isfinite(r.norm)) return py::cast(std::move(gathered));
-  // Before Python can run: an interrupt that came meanwhile is raised as soon as it does.
-  if (r.coef != 1 && PyList_SetSlice(written.ptr(), 0, 0, l.tensors.ptr()) != 0) throw py::error_already_set();
+  if (r.coef != 1) note_written(l, written);
   return py::make_tuple(r.norm, l.has_float64);
 }
 
-// cpu_clip_list(items, attribute, p, rule, norm, only_finite, threads, written): gather and cpu_clip at once; without
-// the read pass, if the norm is known. Python code between the two and after them is slow, as it finds the caches full
-// of gradients (11 us of the 70 us for 300 tensors of 4,096). Returns (norm, whether it is fp64) with the tensors that
-// were written in `written`; or what was gathered, with nothing done, where the list is not an ordinary one on the CPU,
-// or the norm is not finite and `only_finite` ones are wanted. Called without pybind11, whose dispatch would be a tenth
-// of the smallest call.
-PyObject* cpu_clip_list(PyObject*, PyObject* const* args, Py_ssize_t count) {
+// cpu_scale_list(items, attribute, rule, norm, threads, written): the same for a norm that is known. Returns None, or
+// what was gathered.
+py::object scale_list(const py::list& items, PyObject* const* args) {
+  const auto attribute = py::reinterpret_borrow<py::object>(args[0]);
+  const ClipRule rule = as_rule(args[1]);
+  const double norm = as_double(args[2]), coef = coefficient(norm, rule);
+  const int threads = as_int(args[3]);
+  const auto written = py::cast<py::list>(args[4]);
+  Gathered gathered = gather(items, attribute, py::float_(2.0));
+  if (!gathered.is_ordinary()) return py::cast(std::move(gathered));
+  const TensorList& l = *gathered.lists[0];
+  if (unlocked([&] { return cpu::scale(work(l), &coef, 0, rule.zero_nonfinite, threads); })) note_written(l, written);
+  return py::none();
+}
+
+// What takes a list whole is called without pybind11, whose dispatch would be a tenth of the smallest call.
+template <py::object (*function)(const py::list&, PyObject* const*), int count>
+PyObject* call_with_list(PyObject*, PyObject* const* args, Py_ssize_t given) {
   try {
-    if (count != 8 || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[7]))
-      throw py::type_error("cpu_clip_list(items: list, attribute, p, rule, norm, only_finite, threads, written: list)");
-    const auto object = [&](int i) { return py::reinterpret_borrow<py::object>(args[i]); };
-    const int threads = static_cast<int>(PyLong_AsLong(args[6]));
-    if (threads == -1 && PyErr_Occurred()) throw py::error_already_set();
-    return clip_list(py::reinterpret_borrow<py::list>(args[0]), object(1), object(2), as_rule(args[3]), object(4),
-                     args[5] == Py_True, threads, py::reinterpret_borrow<py::list>(args[7]))
-        .release()
-        .ptr();
+    if (given != count || !PyList_CheckExact(args[0]) || !PyList_CheckExact(args[count - 1]))
+      throw py::type_error("wants items: list, ..., written: list");
+    return function(py::reinterpret_borrow<py::list>(args[0]), args + 1).release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (const py::builtin_exception& error) {
@@ -86,8 +112,13 @@ PyObject* cpu_clip_list(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return nullptr;
 }
 
-PyMethodDef clip_list_definition{"cpu_clip_list", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(cpu_clip_list)),
-                                 METH_FASTCALL, nullptr};
+template <py::object (*function)(const py::list&, PyObject* const*), int count>
+void define(py::module_& m, const char* name) {
+  static PyMethodDef definition{name,
+                                reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(call_with_list<function, count>)),
+                                METH_FASTCALL, nullptr};
+  m.add_object(name, py::reinterpret_steal<py::object>(PyCFunction_New(&definition, nullptr)));
+}
 
 py::object packed_sources(const Gathered& gathered) {
   const auto& sources = gathered.sources;
@@ -182,7 +213,8 @@ PYBIND11_MODULE(_C, m) {
         unlocked([&] { cpu::stats(work(l), threads, rows); });
       },
       arg("list"), keywords, arg("threads"), arg("out"));
-  m.add_object("cpu_clip_list", py::reinterpret_steal<py::object>(PyCFunction_New(&clip_list_definition, nullptr)));
+  define<clip_list, 7>(m, "cpu_clip_list");
+  define<scale_list, 6>(m, "cpu_scale_list");
   m.def(
       "cpu_clip",
       [](TensorList& l, double p, const py::tuple& rule, py::handle multiplier, py::handle lifted, int threads) {

@@ -66,10 +66,23 @@ def check_scope_limits(
 
 def check_total_norm(total_norm: Limit) -> float | Tensor:
     """As a float, or a 0-d tensor on its device. NaN and inf are answers that a norm may have."""
-    limit = _limit(total_norm, "total_norm")
-    if isinstance(limit, float) and limit < 0:
+    at_hand = _norm_at_hand(total_norm)
+    limit = _limit(total_norm, "total_norm") if at_hand is None else at_hand
+    if type(limit) is float and limit < 0:
         raise ValueError(f"total_norm is {limit}; a norm is at least 0")
     return limit
+
+
+def _norm_at_hand(total_norm: Limit) -> float | None:
+    """Of what `get_total_norm` returned on the CPU: the closer looks take 3 us, a fifth of a small call."""
+    if type(total_norm) is not Tensor or not total_norm.is_cpu or total_norm.dim():
+        return None
+    if total_norm.dtype is not torch.float32 or total_norm.layout is not torch.strided:
+        return None
+    try:
+        return total_norm.item()
+    except RuntimeError:  # inside vmap
+        return None
 
 
 def check_clip_value(clip_value: Limit) -> float:

@@ -144,10 +144,12 @@ def clip_grads_with_norm_(
     Raises:
         TypeError, ValueError: also for a `total_norm` below 0. Every gradient is then as it was.
     """
-    refuse_tracing()
+    if is_tracing() or modes._is_in_torch_dispatch_mode:
+        refuse_tracing()
     limit, norm = check_max_norm(max_norm), check_total_norm(total_norm)
     items = parameter_list(parameters, grad_attr)
-    passes.clip_list_(items, grad_attr, 2.0, ClipRule(limit), False, None, norm)
+    rule = constant_rule(limit + 0.0, False) if type(limit) is float else ClipRule(limit)
+    passes.scale_list_(items, grad_attr, rule, norm)
 
 
 @outside_graphs

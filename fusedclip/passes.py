@@ -1,6 +1,7 @@
 """The one door to the engines: gradients are measured, a rule makes a coefficient of that, the gradients are scaled.
 
 clip_list_       all of it for a list, in one call of the extension where nothing stands between the two passes
+scale_list_      the write pass for a list whose norm is known, in one call as well
 clip_            all of it for gradients that have been gathered
 measure, norm    all of it but the write pass
 lift_each        the read pass
@@ -34,18 +35,13 @@ def clip_list_(
     rule: ClipRule,
     error_if_nonfinite: bool,
     peers: Peers | None,
-    known: float | Tensor | None = None,
 ) -> Tensor:
-    """The norm of the gradients of `items`, which are clipped; or of the items themselves, if `attribute` is None.
-
-    `known` is taken for the norm, and nothing is measured.
-    """
-    in_one_call = peers is None and type(rule.max_norm) is float
-    engine = backends.for_lists() if in_one_call else None
-    if engine is not None and (known is None or type(known) is float):
+    """The norm of the gradients of `items`, which are clipped; or of the items themselves, if `attribute` is None."""
+    engine = backends.for_lists() if peers is None and type(rule.max_norm) is float else None
+    if engine is not None:
         written: list[Tensor] = []
         try:
-            found = engine.clip_list_(items, attribute, p, rule, known, error_if_nonfinite, written)
+            found = engine.clip_list_(items, attribute, p, rule, error_if_nonfinite, written)
         finally:
             if written:
                 increment_version(written)
@@ -58,11 +54,27 @@ def clip_list_(
         return handed_out(norm(grads, p, error_if_nonfinite=error_if_nonfinite, peers=peers), grads)
     if not grads.reads:
         explain_no_gradients(items, attribute)
-    if known is not None:
-        exact = norms.on_device(known, grads.device)
-        scale_(grads, rule(exact))
-        return exact
     return handed_out(clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers).norm, grads)
+
+
+def scale_list_(items: list[Tensor], attribute: str, rule: ClipRule, norm: float | Tensor) -> None:
+    """The gradients of `items` are clipped as the rule says of this norm."""
+    engine = backends.for_lists() if type(rule.max_norm) is float else None
+    if engine is not None and type(norm) is float:
+        written: list[Tensor] = []
+        try:
+            found = engine.scale_list_(items, attribute, rule, norm, written)
+        finally:
+            if written:
+                increment_version(written)
+        if found is None:
+            return
+        grads = from_sweep(items, found, attribute)
+    else:
+        grads = gather(items, attribute)
+    if not grads.reads:
+        explain_no_gradients(items, attribute)
+    scale_(grads, rule(norms.on_device(norm, grads.device)))
 
 
 def handed_out(norm: Tensor, grads: Gradients) -> Tensor:

@@ -1,6 +1,7 @@
 """How far it is from `clip_grad_norm_` to an engine, which is most of what a small clip costs."""
 
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import pytest
@@ -14,15 +15,20 @@ from .conftest import Engine, engines, parameters
 class Profile:
     """What one clip runs: Python frames on top of each other, and of each call into C, how many it was made from."""
 
-    def __init__(self, held: list[torch.nn.Parameter], limit: float) -> None:
+    def __init__(
+        self,
+        held: list[torch.nn.Parameter],
+        limit: float,
+        clip: Callable[[list[torch.nn.Parameter], float], object] = fusedclip.clip_grad_norm_,
+    ) -> None:
         self.deepest = self._depth = 0
         self.into_c: list[tuple[str, int]] = []
-        fusedclip.clip_grad_norm_(held, limit)  # fills the caches
+        clip(held, limit)  # fills the caches
         for parameter in held:
             parameter.grad.fill_(1.0)  # type: ignore[union-attr]
         sys.setprofile(self._see)
         try:
-            fusedclip.clip_grad_norm_(held, limit)
+            clip(held, limit)
         finally:
             sys.setprofile(None)
         self.into_c.pop()  # setprofile
@@ -48,6 +54,18 @@ def test_an_ordinary_list_is_one_call_of_the_extension(engine: Engine, limit: fl
     told = len(profile.depths("_increment_version"))
     assert told == (limit < 1)
     assert len(profile.into_c) - told <= 5
+
+
+@pytest.mark.parametrize("limit", [1e9, 1e-3], ids=["not clipped", "clipped"])
+@engines("cpu")
+def test_with_a_known_norm_too(engine: Engine, limit: float) -> None:
+    held, norm = parameters([torch.ones(256) for _ in range(10)]), torch.tensor(50.0)
+    profile = Profile(held, limit, lambda held, limit: fusedclip.clip_grads_with_norm_(held, limit, norm))
+    assert profile.depths("cpu_scale_list") == [4]  # one of them is the lambda
+    assert profile.depths("gather", "cpu_clip_list", "cpu_scale", "scalar_tensor") == []
+    told = len(profile.depths("_increment_version"))
+    assert told == (limit < 1)
+    assert len(profile.into_c) - told <= 6
 
 
 @engines("cuda")

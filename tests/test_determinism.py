@@ -64,9 +64,7 @@ def test_number_of_threads(p: float) -> None:
 def test_whole_lists_and_batches(p: float) -> None:
     whole, batched = mixed(Engine("cpu", "cpu")), mixed(Engine("cpu", "cpu"))
     with fusedclip.backends.use("cpu"):
-        assert torch.is_tensor(
-            fusedclip.backends.for_lists().clip_list_(whole, None, p, ClipRule(math.inf), None, False, [])
-        )
+        assert torch.is_tensor(fusedclip.backends.for_lists().clip_list_(whole, None, p, ClipRule(math.inf), False, []))
         total = fusedclip.get_total_norm(whole, p)
         norm = fusedclip.clip_grad_norm_(parameters(whole), 1.0, p)
         (batch,) = gather(batched, None).reads

@@ -100,7 +100,7 @@ def test_an_interrupt_leaves_nothing_half_done(engine: Engine, drawn: list[Drawn
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("scale_", "clip_", "clip_list_", "lift"):
+        for name in ("scale_", "clip_", "clip_list_", "scale_list_", "lift"):
             patch.setattr(cls, name, interrupted(getattr(cls, name)))
         with contextlib.suppress(KeyboardInterrupt):
             calls[how](parameters(grads))

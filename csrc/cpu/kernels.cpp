@@ -109,7 +109,7 @@ inline double tree_sum(const Doubles (&acc)[vectors]) {
 
 template <class N, class T>
 inline ArithmeticVector<T> accumulate(ArithmeticVector<T> acc, ArithmeticVector<T> x) {
-  if constexpr (std::is_same_v<N, Two> && std::is_same_v<T, float>)
+  if constexpr (std::is_same_v<N, Two> && (std::is_same_v<T, float> || std::is_same_v<T, Float16>))
     return add_exact_square(acc, x);
   else
     return acc + lifted<N>(x);

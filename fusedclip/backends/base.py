@@ -104,16 +104,21 @@ class Backend(ABC):
         attribute: str | None,
         p: float,
         rule: ClipRule,
-        norm: float | None,
         only_finite: bool,
         written: list[Tensor],
     ) -> Any:
         """A whole call at once, if the engine `takes_lists`: the gradients of `items` (the items themselves if
-        `attribute` is None) are found, measured (unless the `norm` is known) and clipped.
+        `attribute` is None) are found, measured and clipped.
 
         Returns their norm in the dtype of results, with the tensors that it wrote in `written`; or, with nothing
         written, what the sweep found, for whatever is left to the road through batches. That is so, too, where
         `only_finite` norms are wanted and this one is not; one that is finite is then returned in fp64 where the dtype
         of results cannot hold it.
         """
+        raise NotImplementedError
+
+    def scale_list_(
+        self, items: list[Tensor], attribute: str, rule: ClipRule, norm: float, written: list[Tensor]
+    ) -> Any:
+        """The same for a `norm` that is known. Returns None; or, with nothing written, what the sweep found."""
         raise NotImplementedError

@@ -112,16 +112,20 @@ class Cpu(Backend):
         attribute: str | None,
         p: float,
         rule: ClipRule,
-        norm: float | None,
         only_finite: bool,
         written: list[Tensor],
     ) -> Any:
-        found = _C.cpu_clip_list(items, attribute, p, rule, norm, only_finite, torch.get_num_threads(), written)
+        found = _C.cpu_clip_list(items, attribute, p, rule, only_finite, torch.get_num_threads(), written)
         if type(found) is not tuple:
             return found
         norm, is_double = found
         result = _scalar(norm, torch.float64 if is_double else torch.float32)
         return _scalar(norm, torch.float64) if only_finite and norm > _MOST and result.isinf() else result
+
+    def scale_list_(
+        self, items: list[Tensor], attribute: str, rule: ClipRule, norm: float, written: list[Tensor]
+    ) -> Any:
+        return _C.cpu_scale_list(items, attribute, rule, norm, torch.get_num_threads(), written)
 
 
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:

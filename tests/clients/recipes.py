@@ -61,7 +61,7 @@ def assert_trains_as_torch(title: str, make: Callable[[float], Names], plain: st
 class Calls:
     """How often the doors to the engines are used."""
 
-    DOORS = ("clip_list_", "clip_", "measure", "scale_", "clamp_")
+    DOORS = ("clip_list_", "scale_list_", "clip_", "measure", "scale_", "clamp_")
 
     def __enter__(self) -> "Calls":
         self.count = 0
