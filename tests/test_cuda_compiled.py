@@ -52,12 +52,19 @@ def installed() -> Path | None:
 
 
 def compile_into(folder: Path) -> Path:
-    command = [str(NVCC), "-std=c++17", "-O3", "--threads=2", "--lib", "-o", str(folder / "engine.a")]
-    command += [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ARCHITECTURES]
-    command += ["-fmad=false", *(str(CSRC / "cuda" / name) for name in ("engine.cu", "update.cu"))]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    """With CMakeLists.txt's options."""
+    objects = [folder / "engine.o", folder / "update.o"]
+    for made, options in zip(objects, ([], ["-fmad=false"]), strict=True):
+        architectures = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in ARCHITECTURES]
+        source = CSRC / "cuda" / f"{made.stem}.cu"
+        run_nvcc("-std=c++17", "-O3", "--threads=2", *architectures, *options, "-c", "-o", str(made), str(source))
+    run_nvcc("--lib", "-o", str(folder / "engine.a"), *map(str, objects))
     return folder / "engine.a"
+
+
+def run_nvcc(*arguments: str) -> None:
+    done = subprocess.run([str(NVCC), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_kernel_is_there(compiled: tuple[Path, list[Kernel]]) -> None:

@@ -82,7 +82,7 @@ def scopes_of(groups: list[dict[str, Any]], rule: Rule | None) -> tuple[list[Ten
         if own is None:
             together.extend(entries)
         else:
-            scopes[i] = Scope(entries, ClipRule(check_max_norm(own, f'param_groups[{i}]["max_norm"]')))
+            scopes[i] = Scope(entries, ClipRule(check_max_norm(own, f'optimizer.param_groups[{i}]["max_norm"]')))
     return parameters, scopes
 
 
