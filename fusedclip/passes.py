@@ -135,6 +135,9 @@ def measure(
     """What `clip_` does but for the write pass: the coefficient is for someone else to apply. The norm is in fp64."""
     if not grads.reads and stays_here(grads, peers):
         return Clipped(_nothing().double(), torch.ones((), dtype=torch.float64, device="cpu"))
+    engine = _fusing(grads, p, error_if_nonfinite) if stays_here(grads, peers) else None
+    if engine is not None and not isinstance(rule, EachRule):
+        return norms.clipped(engine.norm(grads.reads[0], p, torch.float64), p, rule, multiplier)
     lifted = lift_each(grads, p)
     return clipped_by(lifted, grads, p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers, multiplier=multiplier)
 

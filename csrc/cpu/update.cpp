@@ -14,12 +14,13 @@ namespace {
 // gradients alone.
 constexpr int64_t kBytesPerThread = 192 * 1024, kBytesPerShare = 64 * 1024;
 
-// The first bytes of a tile: hardware sees a stream coming only after some lines of it, and short tensors are over
-// then.
+// The last bytes of a tile, which is gone through from its end: hardware sees a stream coming only after some lines of
+// it, and short tensors are over then.
 void prefetch(const UpdateSegment& s, int64_t first) {
-  const auto lines = [first](const void* stream, DType type) {
-    const char* const begin = static_cast<const char*>(stream) + first * size_of(type);
-    for (int line = 0; line < 8; ++line) __builtin_prefetch(begin + 64 * line);
+  const int64_t end = std::min(first + kTileElements, s.count);
+  const auto lines = [end](const void* stream, DType type) {
+    const char* const after = static_cast<const char*>(stream) + end * size_of(type);
+    for (int line = 1; line <= 8; ++line) __builtin_prefetch(after - 64 * line);
   };
   lines(s.parameter, s.parameter_type);
   lines(s.gradient, s.gradient_type);
