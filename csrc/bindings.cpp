@@ -45,13 +45,17 @@ int as_int(PyObject* number) {
   return static_cast<int>(value);
 }
 
+bool as_bool(PyObject* truth) {
+  const int value = PyObject_IsTrue(truth);
+  if (value == -1) throw py::error_already_set();
+  return value == 1;
+}
+
 // norms.ClipRule.
 ClipRule as_rule(PyObject* tuple) {
   if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 3) throw py::type_error("a rule is a tuple of three");
   const double max_norm = as_double(PyTuple_GET_ITEM(tuple, 0)), eps = as_double(PyTuple_GET_ITEM(tuple, 2));
-  const int zero_nonfinite = PyObject_IsTrue(PyTuple_GET_ITEM(tuple, 1));
-  if (PyErr_Occurred()) throw py::error_already_set();
-  return {max_norm, eps, zero_nonfinite == 1};
+  return {max_norm, eps, as_bool(PyTuple_GET_ITEM(tuple, 1))};
 }
 
 // Before Python can run: an interrupt that came meanwhile is raised as soon as it does.
@@ -67,7 +71,7 @@ void note_written(const TensorList& l, const py::list& written) {
 py::object clip_list(const py::list& items, PyObject* const* args) {
   const auto attribute = py::reinterpret_borrow<py::object>(args[0]), p = py::reinterpret_borrow<py::object>(args[1]);
   const ClipRule rule = as_rule(args[2]);
-  const bool only_finite = args[3] == Py_True;
+  const bool only_finite = as_bool(args[3]);
   const int threads = as_int(args[4]);
   const auto written = py::cast<py::list>(args[5]);
   Gathered gathered = gather(items, attribute, p);

@@ -11,9 +11,10 @@ Torch torch;
 
 namespace {
 
-// Which of the first words at `from` holds this address; 0 if none does.
+// Which of the first words at `from` holds this address; 0 if none does, or there is none.
 int word_with(const void* from, const py::object& address, int words) {
   const auto sought = address.cast<uintptr_t>();
+  if (!sought) return 0;
   const auto* const word = static_cast<const uintptr_t*>(from);
   const auto* const found = std::find(word, word + words, sought);
   return found == word + words ? 0 : int(found - word);

@@ -8,8 +8,8 @@
 namespace fusedclip {
 namespace {
 
-// Whether torch negates it on reading. Asked of single elements alone: longer ones come out of torch's public functions
-// as the imaginary parts of conjugates, which have gaps.
+// Whether torch negates it on reading. Asked of single elements alone: of longer ones autograd makes imaginary parts of
+// conjugates, which have gaps. (as_strided can take the gaps out by lying about them.)
 bool is_negated(PyObject* tensor) {
   static PyObject* const name = PyUnicode_InternFromString("is_neg");
   const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, name));
@@ -50,7 +50,8 @@ class Reader {
     s.gradient = start_of(other);
     s.gradient_type = *dtype_of(other.dtype);
     for (size_t k = 0; k < states_.size(); ++k) {
-      if (!flat_like(PyList_GET_ITEM(py::handle(states_[k]).ptr(), i), like, other)) return false;
+      PyObject* const state = PyList_GET_ITEM(py::handle(states_[k]).ptr(), i);
+      if (!flat_like(state, like, other) || (s.count == 1 && is_negated(state))) return false;
       s.states[k] = start_of(other);
       s.state_types[k] = *dtype_of(other.dtype);
     }

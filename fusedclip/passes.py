@@ -74,7 +74,7 @@ def scale_list_(items: list[Tensor], attribute: str, rule: ClipRule, norm: float
         grads = gather(items, attribute)
     if not grads.reads:
         explain_no_gradients(items, attribute)
-    scale_(grads, rule(norms.on_device(norm, grads.device)))
+    scale_(grads, rule(norms.on_device(norm, grads.device)), zero=rule.zero_nonfinite)
 
 
 def handed_out(norm: Tensor, grads: Gradients) -> Tensor:

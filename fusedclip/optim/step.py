@@ -65,8 +65,8 @@ class ClippingOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        refuse_tracing()
         try:
+            refuse_tracing()
             with torch.no_grad():
                 self._step()
         except BaseException:
@@ -89,7 +89,8 @@ class ClippingOptimizer(Optimizer):
     def master_of(self, parameter: Tensor) -> Tensor:
         """The fp32 master of one of the parameters: with master="fp32" the one that is kept, with "split" a copy.
 
-        Raises KeyError if it has none (yet): masters are made at the first step, for bf16 and fp16 parameters.
+        Raises KeyError if it has none (yet): masters are made at the first step, for bf16 and fp16 parameters; ValueError
+        for a split one whose model has become fp16 since.
         """
         kept = self._keeping.key_for(parameter) is not None
         master = master_of(parameter, self.state.get(parameter, {})) if kept else None

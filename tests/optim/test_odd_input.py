@@ -45,6 +45,17 @@ def test_a_parameter_that_torch_negates_on_reading(engine: Engine) -> None:
     assert p.item() == -2.5
 
 
+@engines("cpu", "cuda", "triton", "reference", on="cpu")
+def test_a_state_that_torch_negates_on_reading(engine: Engine) -> None:
+    p = Parameter(torch.ones(1))
+    optimizer = SGD([p], lr=1.0, momentum=0.5)
+    optimizer.state[p]["momentum_buffer"] = torch.tensor([1 + 2j]).conj().imag
+    optimizer.state[p]["step"] = torch.tensor(1.0)
+    p.grad = torch.zeros(1)
+    optimizer.step()
+    assert p.item() == 2.0
+
+
 class Named(Parameter):
     """A subclass that changes nothing."""
 
@@ -119,7 +130,8 @@ def test_steps_that_old_checkpoints_have_as_numbers() -> None:
     assert ours.state[q]["step"] == 2
 
 
-def test_a_step_that_is_a_number_is_named() -> None:
+@engines("cpu", "cuda", "triton", "reference", on="cpu")
+def test_a_step_that_is_a_number_is_named(engine: Engine) -> None:
     p = parameter(3)
     optimizer = AdamW([p])
     optimizer.step()
@@ -179,6 +191,9 @@ def test_subnormal_and_huge_gradients_and_steps() -> None:
                 optimizer.state[p]["step"].fill_(taken)
                 optimizer.step()
             torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=0)
+            for name in ("exp_avg", "exp_avg_sq"):  # 1e-8 beside them leaves nothing of small ones in the parameters
+                moments = [o.state[p][name] for p, o in zip((ours, theirs), optimizers, strict=True)]
+                torch.testing.assert_close(*moments, rtol=2e-6, atol=1.5e-45)
             assert optimizers[0].state[ours]["step"] == optimizers[1].state[theirs]["step"]
 
 
