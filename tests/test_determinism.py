@@ -129,7 +129,9 @@ def test_every_half_is_read_and_rounded_alike_by_every_instruction_set() -> None
                 bits = got.view(torch.int16)
                 assert torch.equal(bits[finite], expected), (dtype, scale, name)
                 first = bits if first is None else first
-                assert torch.equal(bits, first), (dtype, scale, name)  # of NaN, too
+                # A NaN's payload too; but of fp16 only the processor's own conversion keeps that.
+                alike = ~halves.isnan() if dtype is torch.float16 else slice(None)
+                assert torch.equal(bits[alike], first[alike]), (dtype, scale, name)
 
 
 @compiled

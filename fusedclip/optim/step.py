@@ -89,8 +89,8 @@ class ClippingOptimizer(Optimizer):
     def master_of(self, parameter: Tensor) -> Tensor:
         """The fp32 master of one of the parameters: with master="fp32" the one that is kept, with "split" a copy.
 
-        Raises KeyError if it has none (yet): masters are made at the first step, for bf16 and fp16 parameters; ValueError
-        for a split one whose model has become fp16 since.
+        Raises KeyError if it has none (yet): masters are made at the first step, for bf16 and fp16 parameters. Raises
+        ValueError for a split one whose model has become fp16 since.
         """
         kept = self._keeping.key_for(parameter) is not None
         master = master_of(parameter, self.state.get(parameter, {})) if kept else None
