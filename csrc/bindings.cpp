@@ -137,19 +137,15 @@ py::tuple dtypes() {
   return py::tuple(py::cast(std::vector<const char*>(std::begin(kNames), std::end(kNames))));
 }
 
-constexpr int kMostSets = 4;
-
 py::list instruction_sets() {
-  const cpu::Kernels* sets[kMostSets];
   py::list names;
-  for (int i = 0, n = cpu::kernel_sets(sets, kMostSets); i < n; ++i) names.append(sets[i]->name);
+  for (const cpu::Kernels* set : cpu::kernel_sets()) names.append(set->name);
   return names;
 }
 
 void use_instruction_set(const std::string& name) {
-  const cpu::Kernels* sets[kMostSets];
-  for (int i = 0, n = cpu::kernel_sets(sets, kMostSets); i < n; ++i)
-    if (name == sets[i]->name) return cpu::use_kernels(*sets[i]);
+  for (const cpu::Kernels* set : cpu::kernel_sets())
+    if (name == set->name) return cpu::use_kernels(*set);
   throw std::invalid_argument("this build or this processor has no instruction set " + name);
 }
 

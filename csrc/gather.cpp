@@ -85,10 +85,11 @@ class Sweep {
 
   Gathered run() {
     const size_t n = items_.size();
+    const bool for_gradients = !attribute_.is_none();
     found_.items = n;
     for (size_t i = 0; i < n; ++i) {
       PyObject* const item = PyList_GET_ITEM(items_.ptr(), i);
-      prefetch_tensors(PySequence_Fast_ITEMS(items_.ptr()), i, n);
+      prefetch_tensors(PySequence_Fast_ITEMS(items_.ptr()), i, n, for_gradients);
       if (!take(i, item)) look_closer(i, item);
     }
     if (devices_.size() > 1) renumber();

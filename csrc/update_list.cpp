@@ -121,7 +121,7 @@ py::object gather_updates(const py::list& rows, const py::list& parameters, cons
   if (!steps.is_none()) streams.push_back(PySequence_Fast_ITEMS(steps.ptr()));
   py::list odd;
   for (size_t i = 0; i < n; ++i) {
-    for (PyObject* const* stream : streams) prefetch_tensors(stream, i, n);
+    for (PyObject* const* stream : streams) prefetch_tensors(stream, i, n, false);
     UpdateSegment segment{};
     if (!reader.read(i, PyList_GET_ITEM(parameters.ptr(), i), PyList_GET_ITEM(gradients.ptr(), i), segment)) {
       odd.append(i);

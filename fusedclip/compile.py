@@ -78,8 +78,8 @@ def _trace_clip_norm_(
 ) -> Any:
     found, p = _found(parameters, grad_attr), _order(norm_type)
     limit, zero = _limit(max_norm, found), _zero(on_nonfinite)
-    alone = group is None and counted_elsewhere is None
-    if found is None or p is None or limit is None or zero is None or error_if_nonfinite or not alone:
+    plain = not error_if_nonfinite and group is None and counted_elsewhere is None
+    if found is None or p is None or limit is None or zero is None or not plain:
         return NotImplemented
     return torch.ops.fusedclip.clip_norm_(found[0], limit, p, zero)
 
@@ -106,8 +106,8 @@ def _trace_clip_scopes_(
     grad_attr: str = "grad",
 ) -> Any:
     p, zero = _order(norm_type), _zero(on_nonfinite)
-    alone = group is None and counted_elsewhere is None
-    if not isinstance(scopes, Mapping) or not scopes or p is None or zero is None or error_if_nonfinite or not alone:
+    plain = not error_if_nonfinite and group is None and counted_elsewhere is None
+    if not isinstance(scopes, Mapping) or not scopes or p is None or zero is None or not plain:
         return NotImplemented
     if isinstance(max_norm, Mapping) and set(max_norm) != set(scopes):
         return NotImplemented
@@ -172,8 +172,8 @@ def _trace_clip_with_stats_(
 ) -> Any:
     found, p = _found(parameters, grad_attr), _order(norm_type)
     limit, zero = _limit(max_norm, found), _zero(on_nonfinite)
-    alone = group is None and counted_elsewhere is None
-    if found is None or p not in norms.ROWS or limit is None or zero is None or error_if_nonfinite or not alone:
+    plain = not error_if_nonfinite and group is None and counted_elsewhere is None
+    if found is None or p not in norms.ROWS or limit is None or zero is None or not plain:
         return NotImplemented
     return stats.as_stats(*torch.ops.fusedclip.clip_with_stats_(*found, limit, p, zero))
 

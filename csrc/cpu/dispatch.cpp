@@ -22,24 +22,21 @@ extern const Kernels table;
 #endif
 #endif
 
-int kernel_sets(const Kernels** out, int capacity) {
-  int n = 0;
-  const auto add = [&](const Kernels& set) {
-    if (n < capacity) out[n++] = &set;
-  };
+std::vector<const Kernels*> kernel_sets() {
+  std::vector<const Kernels*> sets;
 #ifdef FUSEDCLIP_X86_SETS
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq")) {
 #ifdef FUSEDCLIP_AVX512_BF16
-    if (__builtin_cpu_supports("avx512bf16")) add(avx512_bf16::table);
+    if (__builtin_cpu_supports("avx512bf16")) sets.push_back(&avx512_bf16::table);
 #endif
-    add(avx512::table);
+    sets.push_back(&avx512::table);
   }
   // Every processor with AVX2 has F16C, which GCC before 11 can't be asked about.
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) add(avx2::table);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(&avx2::table);
 #endif
-  add(baseline::table);
-  return n;
+  sets.push_back(&baseline::table);
+  return sets;
 }
 
 namespace {
@@ -49,7 +46,7 @@ std::atomic<const Kernels*> in_use{nullptr};
 const Kernels& kernels() {
   const Kernels* set = in_use.load(std::memory_order_relaxed);
   if (!set) {
-    kernel_sets(&set, 1);
+    set = kernel_sets().front();
     in_use.store(set, std::memory_order_relaxed);
   }
   return *set;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "../dtypes.h"
 #include "../norm_ops.h"
@@ -37,6 +38,6 @@ const Kernels& kernels();
 void use_kernels(const Kernels& set);
 
 // Every set that this build holds and this processor can run, best first: tests hold them against each other.
-int kernel_sets(const Kernels** out, int capacity);
+std::vector<const Kernels*> kernel_sets();
 
 }  // namespace fusedclip::cpu
