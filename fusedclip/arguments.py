@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, Union
 import torch
 from torch import Tensor
 
-from .torch_internals import is_dtensor, user_stacklevel
+from .torch_internals import dispatches, is_dtensor, user_stacklevel
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -311,15 +311,10 @@ def _real(value: Limit, name: str, wanted: str) -> SupportsFloat | str:
 def _scalar(tensor: Tensor, name: str, wanted: str) -> Tensor:
     """As a 0-d tensor that doesn't require grad, whose one real element can be read."""
     dense = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_meta
-    if not dense or tensor.numel() != 1 or tensor.is_complex() or (not tensor.is_cpu and _dispatches(tensor)):
+    if not dense or tensor.numel() != 1 or tensor.is_complex() or (not tensor.is_cpu and dispatches(tensor)):
         raise _no_number(tensor, name, wanted)
     tensor = tensor.detach() if tensor.requires_grad else tensor  # float() would warn
     return tensor.reshape(()) if tensor.dim() else tensor
-
-
-def _dispatches(tensor: Tensor) -> bool:
-    """Whether it is of a subclass that may keep its elements elsewhere, or have none: a DTensor, a FakeTensor."""
-    return type(tensor).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
 
 
 def _no_number(value: object, name: str, wanted: str) -> TypeError:

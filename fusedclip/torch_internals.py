@@ -48,6 +48,12 @@ def is_dtensor(tensor: object) -> bool:
     return type(tensor) is not Tensor and any(cls.__name__ == "DTensor" for cls in type(tensor).__mro__)
 
 
+def dispatches(tensor: Tensor) -> bool:
+    """Whether it is of a subclass that may keep its elements elsewhere, or have none: a DTensor, a FakeTensor. Another
+    subclass is its own memory."""
+    return type(tensor).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+
+
 as_torch: ContextVar[bool] = ContextVar("fusedclip_as_torch", default=False)
 """Whether it was torch's function that was called: then collectives are functional ones and norms DTensors, as its."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._extension import subnormals_count
 from ..dtypes import FLOATING
+from ..torch_internals import dispatches
 
 EXACT_TYPES = frozenset({Tensor, torch.nn.Parameter})  # whose memory is what it seems; a subclass may be anything
 
@@ -62,11 +63,9 @@ def flatten(gradient: Tensor, name: str, p: float | None, *, writable: bool) -> 
 
 def _plain(gradient: Tensor, name: str) -> Tensor:
     """As a torch.Tensor of a layout and dtype that has elements to clip; raises TypeError otherwise."""
-    kind = type(gradient)
-    if kind is not Tensor and kind is not torch.nn.Parameter:
-        # A subclass that dispatches may keep its elements elsewhere; one that doesn't is its own memory.
-        if kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl:
-            raise TypeError(f"{name} is a {kind.__name__}, a tensor subclass that fusedclip cannot look into")
+    if type(gradient) not in EXACT_TYPES:
+        if dispatches(gradient):
+            raise TypeError(f"{name} is a {type(gradient).__name__}, a tensor subclass that fusedclip cannot look into")
         gradient = gradient.as_subclass(Tensor)
     gradient = gradient.detach()
     if gradient.device.type == "meta":

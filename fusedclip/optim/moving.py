@@ -14,7 +14,7 @@ from ..dtypes import FLOATING, name_of
 from ..gradients.layouts import EXACT_TYPES, overlaps
 from ..norms import follow
 from ..passes import insist
-from ..torch_internals import increment_version, is_dtensor
+from ..torch_internals import dispatches, increment_version, is_dtensor
 from ..updates import UpdateRule
 from .limits import Measured
 from .states import Keeping, State, complete
@@ -132,7 +132,7 @@ def _local(streams: Streams) -> Streams:
     def shard(tensor: Any) -> Any:
         if is_dtensor(tensor):
             return tensor._local_tensor
-        is_renamed = isinstance(tensor, Tensor) and type(tensor) not in EXACT_TYPES and not _dispatches(tensor)
+        is_renamed = isinstance(tensor, Tensor) and type(tensor) not in EXACT_TYPES and not dispatches(tensor)
         return tensor.as_subclass(Tensor) if is_renamed else tensor
 
     def placed(gradient: Any, parameter: Any) -> Any:
@@ -150,11 +150,6 @@ def _local(streams: Streams) -> Streams:
     locals_ = [[shard(tensor) for tensor in stream] for stream in (s.parameters, gradients, s.masters, *s.states)]
     parameters, gradients, masters, *states = locals_
     return Streams(parameters[0].device, s.rows, parameters, gradients, tuple(states), masters, s.steps)
-
-
-def _dispatches(tensor: Tensor) -> bool:
-    """Whether a subclass may keep its elements elsewhere."""
-    return type(tensor).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
 
 
 def _check(streams: Streams, place: int) -> None:
