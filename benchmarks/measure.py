@@ -6,6 +6,7 @@ from functools import partial
 from itertools import groupby
 from math import nan
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from benchmarks.operations import Operation
 from benchmarks.oracle import Oracle, Verdict
 from benchmarks.results import Measurement, Row
 from benchmarks.suites import Case, Suite
-from benchmarks.timing import Budget, Entry, Times, flusher, nothing, quantiles_us, take_turns
+from benchmarks.timing import Budget, Entry, Times, flusher, nothing, take_turns
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,7 @@ def one_after_another(read: Measurement, write: Measurement) -> Measurement:
 
 
 def measurement(entry: Entry, samples: Sequence[Times], nbytes: int) -> Measurement:
-    result = Measurement(entry.name, samples=len(samples))
-    result.p20_us, result.p50_us, result.p80_us = quantiles_us(one.wall for one in samples)
-    result.host_us = quantiles_us(one.host for one in samples)[1]
-    result.device_us = quantiles_us(one.device for one in samples)[1]
-    result.bytes_moved = entry.passes * nbytes
-    result.gb_per_s = result.bytes_moved / result.device_us / 1e3
-    return result
+    (p20, *_), (p50, host, device), (p80, *_) = (np.quantile(samples, (0.2, 0.5, 0.8), axis=0) / 1e3).tolist()
+    moved = entry.passes * nbytes
+    known = {"samples": len(samples), "bytes_moved": moved, "gb_per_s": moved / device / 1e3}
+    return Measurement(entry.name, p20_us=p20, p50_us=p50, p80_us=p80, host_us=host, device_us=device, **known)

@@ -1,7 +1,7 @@
 """The right answer in fp64, and the verdict on a contender. Knows nothing of fusedclip."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,18 +59,10 @@ def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
     return powers.mul_(info.eps).clamp_min_(info.smallest_normal * info.eps)
 
 
-Judged = tuple[float, str]  # an error, and the reason for failing
-
-
-def judge_norms(got: Tensor, right: Sequence[float], bound: float) -> Judged:
-    exact = torch.tensor(right, dtype=torch.float64)
-    error = (got.detach().double().cpu().reshape(-1) - exact).abs() / exact
-    worst = float(error.max())
-    return worst, "" if bool((error <= bound).all()) else f"norm off by {worst:.1e}, allowed {bound:.0e}"
-
-
-def judge_elements(before: Tensor, after: Tensor, coefficient: float, ulps: float, wider: float) -> Judged:
-    """Elements must be `before * coefficient` within so many ulp, and `wider` times themselves."""
+def judge_elements(before: Tensor, after: Tensor, coefficient: float, ulps: float, wider: float) -> tuple[float, str]:
+    """Elements must be `before * coefficient` within so many ulp, and `wider` times themselves: the largest error in
+    ulp, and the reason for failing.
+    """
     errors, passed = [0.0], True
     for old, new in chunks(before, after):
         right = old.double().mul_(coefficient)
@@ -99,15 +91,17 @@ class Oracle:
             return Verdict(failure="returned nothing")
         elements = self.gradients.workload.elements
         bounds = {dtype: bounds_for(ours, dtype, elements) for dtype in {one.dtype for one in before}}
-        right = self.norms if operation is Operation.PER_TENSOR_NORMS else [self.norm]
         bound, _, wider = map(max, zip(*bounds.values(), strict=True))  # a norm is rounded once, for all dtypes
-        norm_error, failure = judge_norms(result, right, bound)
+        right = self.norms if operation is Operation.PER_TENSOR_NORMS else [self.norm]
+        exact = torch.tensor(right, dtype=torch.float64)
+        errors, ulps = (result.detach().double().cpu().reshape(-1) - exact).abs() / exact, [0.0]
+        worst = float(errors.max())
+        reasons = [] if bool((errors <= bound).all()) else [f"norm off by {worst:.1e}, allowed {bound:.0e}"]
         if operation is Operation.CLIPPED:
             coefficient = limit / (self.norm + 1e-6)
             judged = [judge_elements(old, new, coefficient, bounds[old.dtype][1], wider) for old, new in pairs]
-        else:
-            same = all(torch.equal(old, new) for old, new in pairs)  # false for NaN
-            judged = [(0.0, "" if same else "gradients changed although nothing is to be clipped")]
-        ulps, failures = zip(*judged, strict=True)
-        reasons = filter(None, (failure, next(filter(None, failures), "")))
-        return Verdict(norm_error, float(np.max(ulps)), "; ".join(reasons))
+            ulps = [ulp for ulp, _ in judged]
+            reasons += [failure for _, failure in judged if failure][:1]
+        elif not all(torch.equal(old, new) for old, new in pairs):  # NaN is not
+            reasons.append("gradients changed although nothing is to be clipped")
+        return Verdict(worst, float(np.max(ulps)), "; ".join(reasons))

@@ -3,13 +3,12 @@
 import gc
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import nan
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 # Read between two calls, so that no call starts on what its predecessor left in the cache (dirty lines that it would
@@ -135,9 +134,3 @@ def take_turns(
     finally:
         gc.enable()
     return samples
-
-
-def quantiles_us(nanoseconds: Iterable[float]) -> tuple[float, float, float]:
-    """p20, p50 and p80 in microseconds."""
-    low, middle, high = np.quantile(list(nanoseconds), (0.2, 0.5, 0.8)) / 1e3
-    return float(low), float(middle), float(high)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +28,7 @@ from benchmarks.measure import Settings, entry, gradients_like, judge
 from benchmarks.operations import Operation
 from benchmarks.oracle import Oracle
 from benchmarks.suites import Case
-from benchmarks.timing import Budget, Entry, flusher, nothing, quantiles_us, take_turns
+from benchmarks.timing import Budget, Entry, flusher, nothing, take_turns
 
 # The first call of a turn finds the caches of another process and is not counted.
 TURN = Budget(seconds=0.05, least=2, most=6)
@@ -74,7 +75,7 @@ class Side:
     def turn(self, number: int) -> dict[str, float]:
         """Microseconds of each entry: the median of a handful of calls."""
         samples = take_turns(self.entries, self.device, TURN, number, self.flush)
-        return {name: quantiles_us(one.wall for one in calls[1:])[1] for name, calls in samples.items()}
+        return {name: statistics.median(one.wall for one in calls[1:]) / 1e3 for name, calls in samples.items()}
 
 
 def main() -> None:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from itertools import product
-from typing import Any
 
 from benchmarks import optimizer_step as ways
 from benchmarks.contenders import TORCH_FOREACH
@@ -20,49 +18,15 @@ from benchmarks.suites import BOTH
 from benchmarks.workloads import CATALOGUE
 
 CUDA, TRITON = "fusedclip cuda", "fusedclip triton"
-NOT_CLIPPED, CLIPPED = BOTH
-Key = tuple[str, str, Operation]  # workload, dtype, operation
 
-# How many times faster than torch's foreach path, on two CPU cores.
-RATIOS: dict[Key, float] = {
-    ("gpt2", "float32", NOT_CLIPPED): 3.3,
-    ("gpt2", "bfloat16", NOT_CLIPPED): 3.4,
-    ("gpt2", "float16", NOT_CLIPPED): 8.0,
-    ("gpt2", "float32", CLIPPED): 1.1,
-    ("gpt2", "bfloat16", CLIPPED): 1.25,
-    ("gpt2", "float16", CLIPPED): 3.0,
-    ("1000x256", "float32", NOT_CLIPPED): 15.0,
-    ("5000x64", "float32", CLIPPED): 12.0,
-    ("300x4096", "float32", NOT_CLIPPED): 11.0,
-}
 # A not-clipped call that takes no longer than reading its bytes / 0.92 can't be asked to be faster.
 FLOOR_FRACTION = 0.92
 HOST_US, HOST_US_PER_TENSOR = 10.0, 0.12
 HOST = f"({HOST_US:g} us + {HOST_US_PER_TENSOR:g} us per tensor)"
-STEP_RATIO = {NOT_CLIPPED: 1.35, CLIPPED: 1.45}  # (clip + step) / step, best way
-# Our own step, with a limit that clips and one that does not, over that of torch's fused AdamW without a clip.
-OWN_RATIO = {
-    (ways.OWN, ways.MODEL): 1.17,
-    (ways.OWN_BF16, ways.MODEL): 0.95,
-    (ways.OWN_SPLIT, ways.MODEL): 1.05,
-    (ways.OWN + ways.NO_LIMIT, ways.MODEL): 1.02,
-    (ways.OWN, ways.SMALL): 0.35,
-}
-UNSCALE = 1.6  # torch's two calls / ours
-
 LARGE, LARGE_DTYPES = 10**9, ("float32", "bfloat16")  # bytes
-READ_FRACTION = {CUDA: 0.93, TRITON: 0.88}
-# Milliseconds of wall time, and what others have published for an H100: NVIDIA-NeMo/Automodel pull request 3685,
-# TransformerEngine's kernels and its own Triton ones.
-PUBLISHED: dict[Key, tuple[float, str]] = {
-    ("500x450000", "mixed", CLIPPED): (1.2, "published: TransformerEngine 3.93 ms, NeMo Automodel 3.73 ms"),
-    ("one-1.536e9", "bfloat16", CLIPPED): (3.6, "published: TransformerEngine 7.89 ms, NeMo Automodel 7.32 ms"),
-    ("one-1.536e9", "bfloat16", NOT_CLIPPED): (1.2, "published, clipped or not: 7.89 ms and 7.32 ms"),
-}
 
-Concerns = Callable[[Row], bool]
-Value = Callable[[Row, Measurement], float]
-Ceilings = Mapping[str, Any]  # GB/s under "read" and "copy"; empty where nobody measured them
+Value = Callable[[Row, Measurement], float | None]  # None: the promise says nothing of this row
+Ceilings = Mapping[str, float]  # GB/s under "read" and "copy"; empty where nobody measured them
 
 
 @dataclass(frozen=True)
@@ -70,13 +34,15 @@ class Bar:
     """A promise about rows of one device: of those that it concerns the worst counts, and is named in the claim."""
 
     name: str
-    concerns: Concerns
-    value: Value | None
-    """None where what it needs was not measured."""
+    rows: str
+    """A pattern for "operation; workload; dtype"."""
+    value: Value
     bar: float
     unit: str = "x"
     of: tuple[str, ...] = ()
     """Whose value: the fastest of these contenders, or else fusedclip on its preferred engine."""
+    least: int = 0
+    """Bytes: if there is a least, only rows in LARGE_DTYPES count."""
     more_is_better: bool = True
     remark: Callable[[Row, Measurement], str] = lambda row, one: ""
     """What is to be said of the row that counts."""
@@ -85,7 +51,7 @@ class Bar:
 
     def claim(self, rows: Sequence[Row]) -> Claim | None:
         """None if no row concerns it, or none has what it is about."""
-        values = [found for row in rows if self.concerns(row) and (found := self._judge(row))]
+        values = [found for row in rows if self._concerns(row) and (found := self._judge(row))]
         if not values:
             return None
         worst, why, remark = (min if self.more_is_better else max)(values)
@@ -97,13 +63,18 @@ class Bar:
         other.note = f"{worst:.2f}{self.unit} falls short of {self.bar}{self.unit} ({self.name}); {note}"
         return other
 
+    def _concerns(self, row: Row) -> bool:
+        is_large = row.bytes >= self.least and row.dtype in LARGE_DTYPES
+        fits = fnmatchcase(f"{row.operation}; {row.workload}; {row.dtype}", self.rows)
+        return fits and (not self.least or is_large)
+
     def _judge(self, row: Row) -> tuple[float, str, str] | None:
         """The value in this row, the row's name, a remark; for a wrong answer the worst there is, and the reason."""
         found = [one for one in row.contenders if one.contender in self.of] if self.of else [row.ours]
         one = min(filter(None, found), key=lambda one: (not one.failure, one.device_us), default=None)
-        if one is None or self.value is None:
+        if one is None or (value := self.value(row, one)) is None:
             return None
-        name, value = f"{row.title}, {row.dtype}, {row.operation}", self.value(row, one)
+        name = f"{row.title}, {row.dtype}, {row.operation}"
         if wrong := next((each for each in (one, row.find(TORCH_FOREACH)) if each.failure), None):
             name += f" ({wrong.contender}: {wrong.failure})"
         if one.failure or math.isnan(value):
@@ -124,24 +95,15 @@ def missing(report: Report) -> list[str]:
     return [bar.name for bar in gpu_bars({}) if bar.name not in claimed]
 
 
-def where(operation: str = "*", workload: str = "*", dtype: str = "*", least: int = 0) -> Concerns:
-    """Rows whose names fit these patterns, with so many bytes or more; of large ones only in LARGE_DTYPES."""
-    wanted = f"{operation}; {workload}; {dtype}"
+def norm_error(small_fp32: bool) -> Value:
+    """Of rows whose answer is a norm: those for which a smaller error is promised, or the others."""
 
-    return lambda row: (
-        fnmatchcase(f"{row.operation}; {row.workload}; {row.dtype}", wanted)
-        and (not least or (row.bytes >= least and row.dtype in LARGE_DTYPES))
-    )
-
-
-def norms(small_fp32: bool) -> Concerns:
-    """Rows whose answer is a norm: those for which a smaller error is promised, or the others."""
-
-    def concerns(row: Row) -> bool:
+    def value(row: Row, ours: Measurement) -> float | None:
         has_norm = not row.is_step and row.operation != Operation.VALUE.value
-        return has_norm and small_fp32 == (row.dtype == "float32" and row.elements <= 1 << 24)
+        is_small = row.dtype == "float32" and row.elements <= 1 << 24
+        return ours.norm_error if has_norm and is_small == small_fp32 else None
 
-    return concerns
+    return value
 
 
 def over_ours(base: str, time: str = "device_us") -> Value:
@@ -175,13 +137,13 @@ def host_share(row: Row, ours: Measurement) -> float:
     return spent / (HOST_US + HOST_US_PER_TENSOR * row.tensors)
 
 
-def of_ceilings(ceilings: Ceilings, copies: int) -> Value | None:
+def of_ceilings(ceilings: Ceilings, copies: int) -> Value:
     """The time of reading the bytes once and of `copies` times moving them at the ceilings, over the call's."""
-    if not ceilings:
-        return None
 
-    def value(row: Row, one: Measurement) -> float:
-        read, copy = (row.bytes / float(ceilings[name]) / 1e3 for name in ("read", "copy"))
+    def value(row: Row, one: Measurement) -> float | None:
+        if not ceilings:
+            return None
+        read, copy = (row.bytes / ceilings[name] / 1e3 for name in ("read", "copy"))
         # A plain sum timed among the row's own calls may have been faster than the ceiling.
         return (min(read, row.floor.device_us) + copies * copy) / one.device_us
 
@@ -189,67 +151,81 @@ def of_ceilings(ceilings: Ceilings, copies: int) -> Value | None:
 
 
 at_most = partial(Bar, more_is_better=False)
-norm_error = partial(at_most, value=lambda row, ours: ours.norm_error, unit="relative")
 step = partial(at_most, value=over_first, remark=beside_torchs_clip)
 under_torchs = partial(step, of=(ways.DROP_IN, ways.SCALES, ways.DEFERS, ways.CHOOSES))
-unscale = partial(Bar, value=over_ours(ways.UNSCALE_TORCH), bar=UNSCALE, of=(ways.UNSCALE_OURS,))
+unscale = partial(Bar, value=over_ours(ways.UNSCALE_TORCH), bar=1.6, of=(ways.UNSCALE_OURS,))
 
 
-def ratio_on_the_cpu(key: Key, bar: float) -> Bar:
-    workload, dtype, operation = key
-    of, these = f"{CATALOGUE[workload].title}, {dtype}, {operation.value}", where(operation.value, workload, dtype)
-    floor = Bar(f"{of}, time of reading / time", these, fraction_of_floor, FLOOR_FRACTION, "of the read floor")
-    instead = floor if operation is NOT_CLIPPED else None
-    wall = over_ours(TORCH_FOREACH, "p50_us")
-    return Bar(f"{of}, torch foreach / fusedclip", these, wall, bar, remark=beside_floor, instead=instead)
+def faster(rows: str, bar: float) -> Bar:
+    """Than torch's foreach path, on two CPU cores."""
+    operation, workload, dtype = rows.split("; ")
+    of = f"{CATALOGUE[workload].title}, {dtype}, {operation}"
+    floor = Bar(f"{of}, time of reading / time", rows, fraction_of_floor, FLOOR_FRACTION, "of the read floor")
+    instead, wall = floor if operation == "not clipped" else None, over_ours(TORCH_FOREACH, "p50_us")
+    return Bar(f"{of}, torch foreach / fusedclip", rows, wall, bar, remark=beside_floor, instead=instead)
+
+
+def own_step(way: str, model: str, bar: float) -> Bar:
+    """With a limit that clips and one that does not, over torch's fused AdamW without a clip."""
+    return step(f"{way} / step alone, {CATALOGUE[model].title}", f"step, *; {model}; *", bar=bar, of=(way,))
 
 
 CPU_BARS = [
-    *(ratio_on_the_cpu(*one) for one in RATIOS.items()),
-    at_most(f"host cost over {HOST}", where(workload="*x8"), host_share, 1.0, "of it"),
-    norm_error("norm against fp64, fp32 up to 2^24 elements", norms(small_fp32=True), bar=1e-7),
-    norm_error("norm against fp64, everything else", norms(small_fp32=False), bar=3e-6),
-    *(
-        under_torchs(f"(clip + step) / step, {one.value}", where(f"step, {one.value}", ways.MODEL), bar=STEP_RATIO[one])
-        for one in BOTH
-    ),
-    *(
-        step(f"{way} / step alone, {CATALOGUE[model].title}", where("step, *", model), bar=bar, of=(way,))
-        for (way, model), bar in OWN_RATIO.items()
-    ),
-    *(unscale(f"torch's unscale_ + clip / ours, {one.value}", where(f"unscale, {one.value}")) for one in BOTH),
-    at_most("clip by a GradMonitor / clip", where("monitor, not clipped"), over_first, 1.10, of=(MONITOR,)),
-    at_most("statistics / norms of each tensor", where("statistics"), over_first, 1.15, of=(*GRAD_STATS.values(),)),
+    faster("not clipped; gpt2; float32", 3.3),
+    faster("not clipped; gpt2; bfloat16", 3.4),
+    faster("not clipped; gpt2; float16", 8.0),
+    faster("clipped; gpt2; float32", 1.1),
+    faster("clipped; gpt2; bfloat16", 1.25),
+    faster("clipped; gpt2; float16", 3.0),
+    faster("not clipped; 1000x256; float32", 15.0),
+    faster("clipped; 5000x64; float32", 12.0),
+    faster("not clipped; 300x4096; float32", 11.0),
+    at_most(f"host cost over {HOST}", "*; *x8; *", host_share, 1.0, "of it"),
+    at_most("norm against fp64, fp32 up to 2^24 elements", "*", norm_error(small_fp32=True), 1e-7, "relative"),
+    at_most("norm against fp64, everything else", "*", norm_error(small_fp32=False), 3e-6, "relative"),
+    under_torchs("(clip + step) / step, not clipped", f"step, not clipped; {ways.MODEL}; *", bar=1.35),
+    under_torchs("(clip + step) / step, clipped", f"step, clipped; {ways.MODEL}; *", bar=1.45),
+    own_step(ways.OWN, ways.MODEL, 1.17),
+    own_step(ways.OWN_BF16, ways.MODEL, 0.95),
+    own_step(ways.OWN_SPLIT, ways.MODEL, 1.05),
+    own_step(ways.OWN + ways.NO_LIMIT, ways.MODEL, 1.02),
+    own_step(ways.OWN, ways.SMALL, 0.35),
+    *(unscale(f"torch's unscale_ + clip / ours, {one.value}", f"unscale, {one.value}; *") for one in BOTH),
+    at_most("clip by a GradMonitor / clip", "monitor, not clipped; *", over_first, 1.10, of=(MONITOR,)),
+    at_most("statistics / norms of each tensor", "statistics; *", over_first, 1.15, of=(*GRAD_STATS.values(),)),
 ]
 
 
 def gpu_bars(ceilings: Ceilings) -> list[Bar]:
     """Those that are of the ceilings say nothing where nobody measured these."""
-    large, by_torch, of = partial(where, least=LARGE), f"torch foreach / {CUDA}", (CUDA,)
+    ours = partial(Bar, of=(CUDA,))
+    large, by_torch = partial(ours, least=LARGE), f"torch foreach / {CUDA}"
     device, wall = (over_ours(TORCH_FOREACH, time) for time in ("device_us", "p50_us"))
     both, of_both = f"(N / read ceiling + 2 N / copy ceiling) / time, {CUDA}", of_ceilings(ceilings, copies=2)
+    host = f"host time of a call over {HOST}, {CUDA}"
+    best_way = "(clip + fused AdamW) / AdamW, >= 1 GB, not clipped, best way"
 
-    def reading(engine: str, dtype: str) -> Bar:
-        name, value = f"norm pass, >= 1 GB, {dtype}, {engine}", of_ceilings(ceilings, copies=0)
-        return Bar(name, large("norm", dtype=dtype), value, READ_FRACTION[engine], "of the read ceiling", (engine,))
+    def reading(engine: str, dtype: str, bar: float) -> Bar:
+        name, once = f"norm pass, >= 1 GB, {dtype}, {engine}", of_ceilings(ceilings, copies=0)
+        return large(name, f"norm; *; {dtype}", once, bar, "of the read ceiling", of=(engine,))
 
-    def published(key: Key, bar: float, note: str) -> Bar:
-        workload, dtype, operation = key
-        name, these = f"{workload} {dtype} {operation.value}, wall time", where(operation.value, workload, dtype)
-        wall_ms = partial(at_most, value=lambda row, ours: ours.p50_us / 1e3, unit="ms", of=of)
-        return wall_ms(f"{name}, {CUDA}", these, bar=bar, remark=lambda *_: note)
+    def published(rows: str, ms: float, note: str) -> Bar:
+        """Beside what NVIDIA-NeMo/Automodel's pull request 3685 says of TransformerEngine's kernels and its own."""
+        operation, workload, dtype = rows.split("; ")
+        name, wall_ms = f"{workload} {dtype} {operation}, wall time, {CUDA}", lambda row, ours: ours.p50_us / 1e3
+        return ours(name, rows, wall_ms, ms, "ms", more_is_better=False, remark=lambda *_: f"published{note}")
 
     return [
-        *(reading(*one) for one in product(READ_FRACTION, LARGE_DTYPES)),
-        Bar(f"clipped, >= 1 GB, {both}", large("clipped"), of_both, 0.90, "of the ceilings", of),
-        Bar(f"not clipped, >= 1 GB, {by_torch}", large("not clipped"), device, 2.8, of=of),
-        Bar(f"clipped, >= 1 GB, {by_torch}", large("clipped"), device, 1.05, of=of),
-        Bar(f"8 to 48 MB, clipped, wall time, {by_torch}", where("clipped", "100x*"), wall, 2.0, of=of),
-        Bar(f"2,000 tensors of 4 KB, wall time, {by_torch}", where("*", "2000x1024"), wall, 10.0, of=of),
-        at_most(f"host time of a call over {HOST}, {CUDA}", where("*", "host-*"), host_share, 1.0, "of it", of),
-        *(published(key, *bar) for key, bar in PUBLISHED.items()),
-        unscale(f"unscale + clip, >= 1 GB: {ways.UNSCALE_TORCH} / ours", large("unscale, *")),
-        under_torchs(
-            "(clip + fused AdamW) / AdamW, >= 1 GB, not clipped, best way", large("step, not clipped"), bar=1.16
-        ),
+        *(reading(engine, dtype, bar) for engine, bar in ((CUDA, 0.93), (TRITON, 0.88)) for dtype in LARGE_DTYPES),
+        large(f"clipped, >= 1 GB, {both}", "clipped; *", of_both, 0.90, "of the ceilings"),
+        large(f"not clipped, >= 1 GB, {by_torch}", "not clipped; *", device, 2.8),
+        large(f"clipped, >= 1 GB, {by_torch}", "clipped; *", device, 1.05),
+        ours(f"8 to 48 MB, clipped, wall time, {by_torch}", "clipped; 100x*; *", wall, 2.0),
+        ours(f"2,000 tensors of 4 KB, wall time, {by_torch}", "*; 2000x1024; *", wall, 10.0),
+        ours(host, "*; host-*; *", host_share, 1.0, "of it", more_is_better=False),
+        published("clipped; 500x450000; mixed", 1.2, ": TransformerEngine 3.93 ms, NeMo Automodel 3.73 ms"),
+        published("clipped; one-1.536e9; bfloat16", 3.6, ": TransformerEngine 7.89 ms, NeMo Automodel 7.32 ms"),
+        published("not clipped; one-1.536e9; bfloat16", 1.2, ", clipped or not: 7.89 ms and 7.32 ms"),
+        unscale(f"unscale + clip, >= 1 GB: {ways.UNSCALE_TORCH} / ours", "unscale, *", least=LARGE),
+        under_torchs(best_way, "step, not clipped; *", bar=1.16, least=LARGE),
     ]
