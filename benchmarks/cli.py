@@ -13,7 +13,7 @@ from benchmarks import documents, environment, health, optimizer_step, table
 from benchmarks import versus as versions
 from benchmarks.compare import compare
 from benchmarks.contenders import Contender, line_up
-from benchmarks.gpu import STAGES
+from benchmarks.gpu import command as gpu_run
 from benchmarks.measure import Settings, run_suite
 from benchmarks.release import bars, sources
 from benchmarks.results import Report, Row
@@ -87,7 +87,7 @@ def tune(options: Options) -> int:
 
 def step(options: Options) -> int:
     """What clipping adds to a fused AdamW step, our own AdamW beside it, and unscaling with clipping."""
-    return ways(options, "step", optimizer_step.measure, optimizer_step.measure_small)
+    return ways(options, "step", optimizer_step.measure)
 
 
 def monitor(options: Options) -> int:
@@ -95,11 +95,10 @@ def monitor(options: Options) -> int:
     return ways(options, "monitor", health.measure)
 
 
-def ways(options: Options, name: str, *measures: Callable[[Settings, float], Iterable[Row]]) -> int:
+def ways(options: Options, name: str, measure: Callable[[Settings, float], Iterable[Row]]) -> int:
     """Rows of ways to do the same."""
     report = new_report(options, name)
-    for measure in measures:
-        report.rows += measure(settings_of(options), 4.0 if options.quick else 15.0)
+    report.rows += measure(settings_of(options), 4.0 if options.quick else 15.0)
     report.claims = bars.claims(report)
     return finish(report, options, table.whole(report))
 
@@ -119,18 +118,14 @@ def results(options: Options) -> int:
 
 def gpu(options: Options) -> int:
     """Everything that has to be shown on a GPU: checks, ceilings, rows, steps; under 9 minutes on an H100."""
-    from benchmarks.gpu import command
-    from benchmarks.gpu import table as gpu_table
-
-    options.device = command.served(torch.device(options.device))
-    stages = [name for name in options.only or STAGES if name not in options.without]
+    options.device = gpu_run.served(torch.device(options.device))
+    stages = [name for name in options.only or gpu_run.STAGES if name not in options.without]
     with progress_bar(bar_format="{desc} [{elapsed}]") as bar:
         how = settings_of(options), options.quick, options.out, options.minutes, stages, bar.set_description
-        report = command.run_all(*how)
-    print(f"{gpu_table.summary(report)}\n\n{table.claims(report)}\n\n{gpu_table.machine(report)}")
-    print(f"\n{table.origin(report)}\nsaved {options.out / command.FILE}")
-    draw(report, options.out)
-    return int(command.failed(report))
+        report = gpu_run.run_all(*how)
+    options.out /= gpu_run.FILE
+    finish(report, options, f"{gpu_run.summary(report)}\n\n{table.claims(report)}\n\n{gpu_run.machine(report)}")
+    return int(gpu_run.failed(report))
 
 
 def distributed(options: Options) -> int:
@@ -208,11 +203,11 @@ def measure_all(report: Report, options: Options, suite: Suite) -> None:
 
 def train_all(report: Report, options: Options, *names: str) -> None:
     for name in names:
-        experiment = EXPERIMENTS[name]
-        steps = experiment.steps // (4 if options.quick else 1)
+        steps, experiment, summary = EXPERIMENTS[name]
+        steps //= 4 if options.quick else 1
         with progress_bar(unit="step", total=steps, desc=f"training {name}") as bar:
-            report.training[name] = experiment.run(options.seed, steps, bar.update)
-        print(f"\n{name.upper()}:\n\n{experiment.summary(report.training[name])}\n")
+            report.training[name] = experiment(options.seed, steps, bar.update)
+        print(f"\n{name.upper()}:\n\n{summary(report.training[name])}\n")
     if options.logdir:
         to_tensorboard(options.logdir, report.training)
 
@@ -266,52 +261,52 @@ def parse(arguments: Sequence[str] | None = None, **given: Any) -> Options:
     top.set_defaults(command=everything)
     commands = top.add_subparsers(title="commands", description="without one: train, then a short table")
 
-    def command(name: str, function: Callable[[Options], int], *parents: argparse.ArgumentParser) -> Any:
+    def has(name: str, function: Callable[[Options], int], *parents: argparse.ArgumentParser) -> Any:
         """The function that adds options of its own."""
         made = commands.add_parser(name, help=function.__doc__, parents=parents)
         made.set_defaults(command=function)
         return made.add_argument
 
-    add = command("run", run, measuring)
+    add = has("run", run, measuring)
     add("--suite", choices=SUITES, default="default")
     add("--dtype", help="only this one (default: the suite's own)", choices=DTYPES, **EACH)
     add("--workload", help="only these of the suite", choices=CATALOGUE, **EACH)
     add("--details", help=DETAILS, **FLAG)
-    add = command("train", train, measuring)
+    add = has("train", train, measuring)
     add("--adaptive", help="AutoClip, ZClip, AdaGC and SkipSpikes beside a fixed limit", **FLAG)
     add("--optimizers", help="torch's AdamW beside ours, in fp32, with bf16 moments, with a split master", **FLAG)
-    add = command("tune", tune, measuring)
+    add = has("tune", tune, measuring)
     add("--dtype", help="only this one (default: all)", choices=DTYPES, **EACH)
-    command("step", step, measuring)
-    command("monitor", monitor, measuring)
-    add = command("results", results, measuring)
+    has("step", step, measuring)
+    has("monitor", monitor, measuring)
+    add = has("results", results, measuring)
     add("--no-measuring", help="renew pictures and documents from what is there", **FLAG)
-    add = command("versus", versus, measuring)
+    add = has("versus", versus, measuring)
     add("old", help="the interpreter of an environment", type=Path, metavar="PYTHON_OLD")
     add("new", help="that of another", type=Path, metavar="PYTHON_NEW")
     add("--suite", choices=versions.ALL_SUITES, default="claims")
     add("--workload", help="only these of the suite", **EACH)
     add("--seconds", help="per row, all processes together (default: by the suite)", type=float)
     add("--starts", help="the seconds are shared by so many fresh processes", type=int, default=3)
-    add = command("gpu", gpu, every)
+    add = has("gpu", gpu, every)
     add("--out", help="for the JSON and the pictures", required=True, **FOLDER)
     add("--device", help="cuda, or cuda:N", default="cuda")
     add("--memory", help="GiB of gradients; takes about five times as much", type=float, default=2.0)
     add("--minutes", help="begin nothing after them, and end what hangs", type=float, default=9.0)
-    add("--only", help="this stage", choices=STAGES, **EACH)
-    add("--without", help="leave out this stage", choices=STAGES, **EACH)
-    add = command("distributed", distributed, every)
+    add("--only", help="this stage", choices=gpu_run.STAGES, **EACH)
+    add("--without", help="leave out this stage", choices=gpu_run.STAGES, **EACH)
+    add = has("distributed", distributed, every)
     add("--nproc", help="processes at most; 8 for the whole weak-scaling table", type=int, default=4)
     add("--out", help="keep the result", **FILE)
-    add = command("status", status)
+    add = has("status", status)
     add("--results", help="look for results below it", default=sources.RESULTS, **FOLDER)
-    add = command("compare", compare_files)
+    add = has("compare", compare_files)
     add("first", **FILE)
     add("second", **FILE)
-    add = command("plot", plot)
+    add = has("plot", plot)
     add("file", **FILE)
     add("--out", help="default: beside the file", **FOLDER)
-    add = command("table", show)
+    add = has("table", show)
     add("file", **FILE)
     add("--details", help=DETAILS, **FLAG)
     add("--claims", help="and the project's bars", **FLAG)

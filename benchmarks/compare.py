@@ -15,7 +15,7 @@ SAME = ("device", "threads", "versions", "commit")
 def compare(first: Report, second: Report) -> str:
     header = ["gradients, contender", "before", "after", "after / before", "floor", "torch foreach", "verdict"]
     lines = [line(*pair) for pair in in_both(first, second) if not isnan(growth(*pair[2:]))]
-    return "\n".join([markdown(header, lines), "", *notes(first, second)]).strip()
+    return "\n".join([markdown(header, lines), "", *notes(first, second)])
 
 
 def line(old: Row, new: Row, before: Measurement, after: Measurement) -> list[str]:

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from torch.nn import utils as torch_clip
 
 import fusedclip
-from benchmarks.operations import Operation
+from benchmarks.suites import Operation
 
 Call = Callable[[Sequence[Parameter], float], Tensor | None]
 TORCH_FOREACH = "torch foreach"
@@ -37,10 +37,6 @@ class Contender:
     calls: Mapping[Operation, Call]
     passes: Mapping[Operation, int] = field(default_factory=dict)
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
-
-    @property
-    def ours(self) -> bool:
-        return self.name.startswith(OURS)
 
 
 def line_up(device: torch.device, compiled: bool = False) -> list[Contender]:

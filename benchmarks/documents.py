@@ -1,12 +1,11 @@
 """The tables of the documents, made from the committed results: what stands between two comments is replaced."""
 
-import re
 from pathlib import Path
 
 from benchmarks import table
 from benchmarks.environment import ROOT
 from benchmarks.results import Report
-from benchmarks.train.experiments import EXPERIMENTS
+from benchmarks.train.optimizers import summary
 
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 DOCUMENTS = [ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/monitor.md", "docs/optim.md")]
@@ -26,7 +25,6 @@ def tables(results: Path) -> dict[str, str]:
     names = "claims", "step", "monitor", "training", "optimizers"
     claims, step, monitor, training, optimizers = (Report.load(results / f"{name}.json") for name in names)
     rows = {row.key[:3]: row for row in claims.rows}
-    by_optimizer = EXPERIMENTS["optimizers"].summary(optimizers.training["optimizers"])
     torchs, ours = (f"{run['clip_share']:.2%}" for run in training.training["gpt"]["runs"])
     apart = training.training["gpt"]["largest_difference"]
     return {
@@ -37,7 +35,7 @@ def tables(results: Path) -> dict[str, str]:
         ),
         "claims": f"{table.summary(claims)}\n\n{table.claims(claims)}\n\n{table.origin(claims)}",
         "monitor": f"{table.summary(monitor)}\n\n{table.origin(monitor)}",
-        "optimizers": f"{by_optimizer}\n{table.where(optimizers)}.",
+        "optimizers": f"{summary(optimizers.training['optimizers'])}\n{table.where(optimizers)}.",
         "step": f"{table.summary(step)}\n\n{table.claims(step)}\n\n{table.origin(step)}",
     }
 
@@ -45,10 +43,9 @@ def tables(results: Path) -> dict[str, str]:
 def renewed(text: str, results: Path) -> str:
     """The document with the tables of these results."""
     for name, made in tables(results).items():
-        between = re.compile(
-            rf"(?<=<!-- {name}: made by `python -m benchmarks results` -->\n).*?(?=<!-- end -->)", re.DOTALL
-        )
-        text = between.sub((made + "\n").replace("\\", r"\\"), text, count=1)
+        before, begin, rest = text.partition(f"<!-- {name}: made by `python -m benchmarks results` -->\n")
+        if begin:
+            text = f"{before}{begin}{made}\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
     return text
 
 

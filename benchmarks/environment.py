@@ -24,7 +24,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     require(device)
     head = _output_of("git", "rev-parse", "--verify", "HEAD")
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
-    return {
+    found = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "device": device_name(device),
         "cpu": cpu_name(),
@@ -34,13 +34,11 @@ def describe(device: torch.device) -> dict[str, Any]:
         "versions": versions | {name: version(name) for name in ("torch", "numpy", "triton", "fusedclip")},
         # What was measured, and whether tracked files differ from it.
         "commit": {"hash": head, "dirty": bool(_output_of("git", "status", "--porcelain", "-uno")) if head else None},
-        **(gpu(device) if device.type == "cuda" else {}),
     }
-
-
-def gpu(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return found
     properties = torch.cuda.get_device_properties(device)
-    return {
+    return found | {
         "driver": _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "compute_capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,

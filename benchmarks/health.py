@@ -8,9 +8,8 @@ import torch
 import fusedclip
 from benchmarks.gradients import Gradients
 from benchmarks.measure import Settings, gradients_like, row_of
-from benchmarks.operations import Operation
 from benchmarks.results import Row
-from benchmarks.suites import BOTH
+from benchmarks.suites import BOTH, Operation
 from benchmarks.timing import Entry
 from fusedclip.monitor import GradMonitor
 

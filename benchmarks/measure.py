@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import floors, workloads
-from benchmarks.contenders import TORCH_FOREACH, Contender
+from benchmarks.contenders import OURS, TORCH_FOREACH, Contender
 from benchmarks.gradients import Gradients, dtypes_of
-from benchmarks.operations import Operation
 from benchmarks.oracle import Oracle, Verdict
 from benchmarks.results import Measurement, Row
-from benchmarks.suites import Case, Suite
+from benchmarks.suites import Case, Operation, Suite
 from benchmarks.timing import Budget, Entry, Times, flusher, nothing, take_turns
 
 
@@ -65,7 +64,7 @@ def judge(contender: Contender, operation: Operation, right: Oracle) -> Verdict:
     try:
         with contender.context():
             result = contender.calls[operation](gradients.parameters, limit)
-        return right.judge(operation, limit, result, contender.ours)
+        return right.judge(operation, limit, result, contender.name.startswith(OURS))
     except Exception as problem:  # whatever a contender raises belongs into its row, the others go on
         return Verdict(failure=f"{type(problem).__name__}: {problem}")
     finally:
@@ -92,7 +91,7 @@ def row_of(operation: str, entries: Sequence[Entry], gradients: Gradients, setti
     for one in measured.values():
         one.floor_fraction = floor.device_us / one.device_us
     work = gradients.workload
-    size, on = (work.tensors, work.elements, gradients.nbytes), (settings.device.type, torch.get_num_threads())
+    size, on = (len(work.shapes), work.elements, gradients.nbytes), (settings.device.type, torch.get_num_threads())
     what = gradients.dtype, operation
     return Row(work.name, work.title, work.cut, *size, *what, *on, floor, list(measured.values()))
 

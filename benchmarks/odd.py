@@ -15,8 +15,7 @@ import fusedclip
 from benchmarks import workloads
 from benchmarks.contenders import gradients_of
 from benchmarks.gradients import SPREAD, Gradients
-from benchmarks.operations import CLIP_VALUE, Operation
-from benchmarks.suites import BOTH, FP32, Case, Suite
+from benchmarks.suites import BOTH, CLIP_VALUE, FP32, Case, Operation, Suite
 from benchmarks.timing import Entry, nothing
 
 PLAIN = "1000x256"

@@ -6,6 +6,7 @@ Two kinds of rows, for both limits: "step", of which each way is the whole step 
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from math import nan
 
 import torch
@@ -13,9 +14,8 @@ from torch.nn.utils import clip_grad_norm_
 
 import fusedclip
 from benchmarks.measure import Settings, gradients_like, row_of
-from benchmarks.operations import Operation
 from benchmarks.results import Row
-from benchmarks.suites import BOTH
+from benchmarks.suites import BOTH, Operation
 from benchmarks.timing import Entry
 from fusedclip.amp import unscale_and_clip_grad_norm_
 from fusedclip.optim import AdamW, clip_on_step
@@ -39,22 +39,20 @@ BYTES_OF_DEFERRING = {
     "cpu": {DEFERS: (32, 36), CHOOSES: (32, 36)},
     "cuda": {DEFERS: (36, 36), CHOOSES: (32, 40)},
 }
-MODEL, SMALL = "gpt2", "2000x1024"
+MODEL, SMALL = "gpt2", "2000x1024"  # where nobody asks for another: the second is many small parameters
+Call = Callable[..., object]
 
 
-def measure(settings: Settings, seconds: float, name: str = MODEL) -> Iterator[Row]:
-    """All ways at both limits, in turns; `seconds` for a row of steps, half of them for one of unscaling."""
-    bench = _Bench(settings, name)
-    for operation in BOTH:
-        yield bench.steps(operation, seconds)
-        yield bench.unscales(operation, seconds / 2)
-
-
-def measure_small(settings: Settings, seconds: float) -> Iterator[Row]:
-    """Steps of many small parameters, where what counts is how often something is launched."""
-    bench = _Bench(settings, SMALL)
-    for operation in BOTH:
-        yield bench.steps(operation, seconds / 3)
+def measure(settings: Settings, seconds: float, *names: str) -> Iterator[Row]:
+    """All ways at both limits, in turns; `seconds` for a row of steps, half of them for one of unscaling. Of SMALL, of
+    which what counts is how often something is launched, the steps alone, in a third.
+    """
+    for name in names or (MODEL, SMALL):
+        bench = _Bench(settings, name)
+        for operation in BOTH:
+            yield bench.steps(operation, seconds / 3 if name == SMALL else seconds)
+            if name != SMALL:
+                yield bench.unscales(operation, seconds / 2)
 
 
 class _Bench:
@@ -79,36 +77,31 @@ class _Bench:
     def steps(self, operation: Operation, seconds: float) -> Row:
         limit, step = operation.limit(self.norm), self.optimizer.step
 
-        def after(clip: Callable[..., object], step: Callable[[], object] = step) -> Callable[[], object]:
-            return lambda: (clip(self.parameters, limit), step())
+        def after(clip: Call, step: Call = step) -> None:
+            clip(self.parameters, limit)
+            step()
 
-        def on_step(defer: bool | None) -> Callable[[], object]:
-            def call() -> None:
-                handle = clip_on_step(self.optimizer, limit, defer=defer)
-                step()
-                handle.remove()  # some microseconds of the bench's own, counted against it
+        def on_step(defer: bool | None) -> None:
+            handle = clip_on_step(self.optimizer, limit, defer=defer)
+            step()
+            handle.remove()  # some microseconds of the bench's own, counted against it
 
-            return call
+        def own(optimizer: AdamW, max_norm: float | None) -> None:
+            optimizer.param_groups[0]["max_norm"] = max_norm
+            optimizer.step()
 
-        def own(optimizer: AdamW, max_norm: float | None) -> Callable[[], object]:
-            def call() -> None:
-                optimizer.param_groups[0]["max_norm"] = max_norm
-                optimizer.step()
-
-            return call
-
-        ways = {
+        ways: dict[str, Call] = {
             STEP: step,
-            TORCH: after(clip_grad_norm_),
-            DROP_IN: after(fusedclip.clip_grad_norm_),
-            SCALES: on_step(False),
-            DEFERS: on_step(True),
-            CHOOSES: on_step(None),
+            TORCH: partial(after, clip_grad_norm_),
+            DROP_IN: partial(after, fusedclip.clip_grad_norm_),
+            SCALES: partial(on_step, False),
+            DEFERS: partial(on_step, True),
+            CHOOSES: partial(on_step, None),
         }
         for way, optimizer in self.owns.items():
-            ways |= {way + NO_LIMIT: own(optimizer, None), way: own(optimizer, limit)}
+            ways |= {way + NO_LIMIT: partial(own, optimizer, None), way: partial(own, optimizer, limit)}
         for way, other in self.others.items():
-            ways |= {way + NO_LIMIT: other, way: after(clip_grad_norm_, other)}
+            ways |= {way + NO_LIMIT: other, way: partial(after, clip_grad_norm_, other)}
         moved, which = BYTES | BYTES_OF_DEFERRING[self.settings.device.type], BOTH.index(operation)
         passes = {way: moved[way][which] / 4 for way in ways if way in moved}
         before = self.gradients.restore
@@ -136,9 +129,9 @@ class _Bench:
         return row_of(f"unscale, {operation.value}", entries, self.gradients, self.settings, seconds)
 
 
-def _others(parameters: list[torch.nn.Parameter]) -> dict[str, Callable[[], object]]:
+def _others(parameters: list[torch.nn.Parameter]) -> dict[str, Call]:
     """Steps of optimizers by others, as far as they are installed; torch's clip comes before them."""
-    steps: dict[str, Callable[[], object]] = {}
+    steps: dict[str, Call] = {}
     with suppress(Exception):  # whatever an import of it raises where it cannot be compiled
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gradients import Gradients
-from benchmarks.operations import Operation
+from benchmarks.suites import Operation
 
 # On the CPU 512 KiB of fp64: the few of them that are in use stay in the cache, and come from the heap. Larger ones are
 # fresh memory each time, which costs more than the arithmetic (a gigabyte of page faults takes 4 s on some virtual

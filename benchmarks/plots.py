@@ -1,6 +1,5 @@
-"""PNG files from a report: speed-up, roofline, training curves. Nothing is measured here."""
+"""PNG files from a report: speed-up, steps, roofline, training curves. Nothing is measured here."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,14 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
 from benchmarks.contenders import TORCH_FOREACH
-from benchmarks.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+from benchmarks.optimizer_step import NO_LIMIT, OWN, STEP
+from benchmarks.palette import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 from benchmarks.results import Report
-from benchmarks.step_picture import steps
 from benchmarks.suites import BOTH
 from benchmarks.table import label, where
 from benchmarks.train import adaptive, optimizers
@@ -39,11 +40,10 @@ STYLE: Any = {
 def draw_all(report: Report, folder: Path) -> list[Path]:
     """Every picture for which the report has data; the paths of those that were made."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
+    made, data = [], dict.fromkeys(OF_ROWS, report) | report.training
     with pyplot.rc_context(STYLE):
-        training = {name: partial(OF_TRAINING[name], result) for name, result in report.training.items()}
-        for name, draw in ({name: partial(draw, report) for name, draw in OF_ROWS.items()} | training).items():
-            if title := draw():
+        for name, shown in data.items():
+            if title := (OF_ROWS | OF_TRAINING)[name](shown):
                 pyplot.suptitle(f"{title}\n{where(report)}")
                 made.append(folder / f"{name}.png")
                 pyplot.savefig(made[-1], dpi=120, bbox_inches="tight")
@@ -71,6 +71,39 @@ def speedup(report: Report) -> str:
     limits = min(0.95, 0.8 * min(values)), 1.3 * max(2.0, *values)
     axes.set(xlim=limits, xlabel="torch's time / fusedclip's (log scale); torch is its foreach path")
     return "How many times faster than torch's is fusedclip's clip_grad_norm_?"
+
+
+def steps(report: Report) -> str:
+    """A panel for each limit and a bar for each way: its update alone, and what the clip adds to that.
+
+    The floor of a way is its bytes at the highest rate that any way of its row has reached.
+    """
+    rows = [row for row in report.rows if row.operation.startswith("step, ") and row.find(STEP).bytes_moved > 0]
+    rows = [row for row in rows if row.workload == rows[0].workload]
+    if not rows:
+        return ""
+    _, panels = pyplot.subplots(1, len(rows), figsize=(11, 4.2), sharey=True, sharex=True, squeeze=False)
+    for row, axes in zip(rows, panels[0], strict=True):
+        rate = max(one.gb_per_s for one in row.contenders if one.gb_per_s > 0)
+        shown = [one for one in row.contenders if not one.contender.endswith(NO_LIMIT)]
+        for y, way in enumerate(shown):
+            own = row.find(way.contender + NO_LIMIT)  # that way's step without a clip, or else torch's fused one
+            alone = (own if own.device_us > 0 else row.find(STEP)).device_us / 1e3
+            whole, floor = way.device_us / 1e3, way.bytes_moved / rate / 1e6
+            axes.barh(y, min(alone, whole), 0.7, color=BLUE if way.contender.startswith(OWN) else SKY)
+            axes.barh(y, max(0.0, whole - alone), 0.7, left=alone, color=ORANGE)
+            axes.vlines(floor, y - 0.45, y + 0.45, color=BLACK, linewidth=2.5)
+            each = f", {way.bytes_moved / row.elements:.0f} B" if way.bytes_moved > 0 else ""
+            axes.text(whole, y, f"  {whole:.0f} ms{each}", va="center")
+        axes.set_yticks(range(len(shown)), [one.contender for one in shown])
+        axes.set(title=f"{row.operation.removeprefix('step, ')}; floor at {rate:.0f} GB/s", xlabel="ms per step")
+        axes.grid(visible=False, axis="y")
+    panels[0][0].invert_yaxis()
+    panels[0][0].set_xlim(right=1.4 * max(one.device_us / 1e3 for row in rows for one in row.contenders))
+    marks = [*(Patch(color=colour) for colour in (SKY, BLUE, ORANGE)), Line2D([], [], color=BLACK, linewidth=2.5)]
+    words = ("torch's update", "our update", "what the clip adds", "floor: bytes over the highest rate of the panel")
+    pyplot.gcf().legend(marks, words, loc="outside lower center", ncols=4, frameon=False)
+    return f"One AdamW step of {rows[0].title}: time, and bytes per parameter"
 
 
 def roofline(report: Report) -> str:
@@ -131,5 +164,5 @@ def lstm(result: Result) -> str:
 
 
 # By their names, which are those of the files; of a training experiment the result is what is drawn.
-OF_ROWS = {"speedup": speedup, "step": steps, "roofline": roofline}
+OF_ROWS: dict[str, Any] = {"speedup": speedup, "step": steps, "roofline": roofline}
 OF_TRAINING = {"gpt": gpt, "lstm": lstm, "adaptive": adaptive.picture, "optimizers": optimizers.picture}

@@ -13,12 +13,10 @@ MISSING = "-"
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with its columns padded; the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    pads = (str.ljust, *[str.rjust] * (len(widths) - 1))
-    rule = [f"{'':-<{width + 2}}" if i == 0 else f"{'':-<{width + 1}}:" for i, width in enumerate(widths)]
-    lines = [[f" {pad(cell, width)} " for pad, cell, width in zip(pads, row, widths, strict=True)] for row in rows]
-    head = [f" {pad(cell, width)} " for pad, cell, width in zip(pads, header, widths, strict=True)]
-    return "\n".join(f"|{'|'.join(line)}|" for line in [head, rule, *lines])
+    first, *others = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = "|".join(["-" * (first + 2), *("-" * (width + 1) + ":" for width in others)])
+    head, *lines = [" | ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in (header, *rows)]
+    return "\n".join([f"| {head} |", f"|{rule}|", *(f"| {line} |" for line in lines)])
 
 
 def duration(us: float) -> str:

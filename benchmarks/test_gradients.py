@@ -11,8 +11,7 @@ import torch
 from benchmarks.contenders import TORCH_FOREACH, fusedclip_contender, multi_tensor, torch_contender
 from benchmarks.gradients import Gradients
 from benchmarks.measure import Settings, run_suite
-from benchmarks.operations import Operation
-from benchmarks.suites import Case, Suite
+from benchmarks.suites import Case, Operation, Suite
 from benchmarks.workloads import Workload
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.contenders import TORCH_FOREACH, line_up
 from benchmarks.measure import Settings, gradients_like, judge
-from benchmarks.operations import Operation
 from benchmarks.oracle import Oracle
+from benchmarks.suites import Operation
 
 CONTENDERS = {one.name: one for one in line_up(torch.device("cpu")) if one.name in (TORCH_FOREACH, "fusedclip cpu")}
 SETTINGS = Settings(torch.device("cpu"), list(CONTENDERS.values()))

@@ -19,8 +19,8 @@ from benchmarks import tune
 from benchmarks.contenders import Contender
 from benchmarks.environment import ROOT
 from benchmarks.measure import Settings
-from benchmarks.operations import Operation
 from benchmarks.results import Measurement
+from benchmarks.suites import Operation
 from fusedclip.backends.triton import tuning
 from fusedclip.backends.triton.tuning import INTERPRETER, Row, Tuning
 

@@ -15,8 +15,7 @@ import torch
 from benchmarks import odd, versus
 from benchmarks.cli import main
 from benchmarks.environment import ROOT
-from benchmarks.operations import Operation
-from benchmarks.suites import Case
+from benchmarks.suites import Case, Operation
 from benchmarks.versus import AGAIN, NEW, OLD, Ratio, Row, Times, Worker, verdict
 
 QUIET = Ratio(1.0, 0.99, 1.01)

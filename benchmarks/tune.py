@@ -111,8 +111,8 @@ def tune(dtype: str, settings: Settings, quick: bool, known: Sequence[Tuning], p
     default, *others = candidates = race(judged, right, settings, seconds)
     if default.failure:
         return Result(key, candidates, None, f"no row, the default is wrong: {default.failure}")
-    ranking = sorted((one for one in others if not one.failure), key=lambda one: one.score)
-    finalists = [one.tuning for one in (default, *ranking[:FINALISTS])]
+    ranking = sorted(others, key=lambda one: one.score)[:FINALISTS]
+    finalists = [default.tuning, *(one.tuning for one in ranking if not one.failure)]
     final = race(finalists, right, replace(settings, seed=settings.seed + 1), seconds)
     best = min(final, key=lambda one: one.score)
     gain, date = round(final[0].score / best.score, 3), datetime.datetime.now(datetime.timezone.utc).date().isoformat()
@@ -151,19 +151,15 @@ def tunings(device: torch.device, known: Sequence[Tuning] = (), *, quick: bool =
     `quick`: only those with the default's tiles, whose size should matter least.
     """
     default = tuning.default_for(device)
-    if device.type == "cpu":
-        others = [replace(default, programs_per_processor=1)]
-    elif torch.version.hip is None:
-        others = list(fitting(*NVIDIA_ROOM, limit=True))
-    else:
-        others = list(fitting(*AMD_ROOM, limit=False))
-    if quick:
-        others = [one for one in others if one.tile_bytes == default.tile_bytes]
-    return list(dict.fromkeys([default, *known, *others]))
+    others = [replace(default, programs_per_processor=1)] if device.type == "cpu" else fitting()
+    tiles = {default.tile_bytes} if quick else TILES
+    return list(dict.fromkeys([default, *known, *(one for one in others if one.tile_bytes in tiles)]))
 
 
-def fitting(registers: int, warp: int, *, limit: bool) -> Iterator[Tuning]:
-    """Those whose programs can all be resident, with the compiler held to it where it can be (`limit`)."""
+def fitting() -> Iterator[Tuning]:
+    """Those whose programs can all be resident, with the compiler held to it where it can be."""
+    limit = torch.version.hip is None
+    registers, warp = NVIDIA_ROOM if limit else AMD_ROOM
     for tile, step, warps, programs in product(TILES, STEPS, WARPS, PROGRAMS):
         threads = warps * warp
         room = min(registers // (programs * threads) // 8 * 8, MOST_REGISTERS)

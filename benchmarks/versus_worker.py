@@ -25,9 +25,8 @@ import torch
 from benchmarks import odd
 from benchmarks.contenders import engines_for, fusedclip_contender
 from benchmarks.measure import Settings, entry, gradients_like, judge
-from benchmarks.operations import Operation
 from benchmarks.oracle import Oracle
-from benchmarks.suites import Case
+from benchmarks.suites import Case, Operation
 from benchmarks.timing import Budget, Entry, flusher, nothing, take_turns
 
 # The first call of a turn finds the caches of another process and is not counted.

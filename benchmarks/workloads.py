@@ -30,10 +30,6 @@ class Workload:
         return (*self.before, *(self.layer * self.layers), *self.after)
 
     @property
-    def tensors(self) -> int:
-        return len(self.shapes)
-
-    @property
     def elements(self) -> int:
         return total(self.shapes)
 

@@ -14,18 +14,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import environment, optimizer_step
-from benchmarks.contenders import OURS, line_up
+from benchmarks import environment, optimizer_step, table
+from benchmarks.contenders import OURS, TORCH_FOREACH, line_up
 from benchmarks.gpu import ceilings
 from benchmarks.measure import Settings, run_suite
 from benchmarks.release import bars, checks, sources
 from benchmarks.release.checks import Check, Task
-from benchmarks.results import Report
+from benchmarks.results import Report, Row
 from benchmarks.suites import select
+from benchmarks.table import label, markdown, short, time_of
 from benchmarks.workloads import GIB
 
 Progress = Callable[[str], object]
 FILE = "gpu.json"
+STAGES = ("build", "smoke", "ceilings", "rows", "steps", "tests", "sanitizer", "everyone")
 CEILING_SECONDS, STEP_SECONDS = 4.0, 5.0
 STEP_WORKLOAD = "gpt2-xl"  # six of its layers are 1.1 GB
 
@@ -52,7 +54,11 @@ def run_all(
     try:
         for name in stages:
             progress(name)
-            run.stage(name)
+            if run.deadline <= time.monotonic():
+                run.add(Check(name, "left out", output="no time was left for it"))
+                continue
+            with run.going_on(name):
+                getattr(run, name)()
     finally:
         faulthandler.cancel_dump_traceback_later()
     return run.report
@@ -76,13 +82,6 @@ class Run:
         self.without = set[str]()  # contenders whose kernels are not to be trusted with the process of the results
         self.report = Report(environment.describe(settings.device), "gpu", settings.seed)
         self.report.gpu = {"sources": sources.hashes(), "checks": []}
-
-    def stage(self, name: str) -> None:
-        if self.deadline <= time.monotonic():
-            self.add(Check(name, "left out", output="no time was left for it"))
-        else:
-            with self.going_on(name):
-                getattr(self, name)()
 
     @contextmanager
     def going_on(self, name: str) -> Iterator[None]:
@@ -154,3 +153,36 @@ class Run:
     def save(self) -> None:
         self.report.claims = bars.claims(self.report)
         self.report.save(self.folder / FILE)
+
+
+def summary(report: Report) -> str:
+    """One line per row: the device's own times, then wall times, torch's foreach path beside the engines."""
+    header = ["gradients", "torch foreach", "cuda", "triton", "ratio", "of read floor"]
+    header += ["wall: torch", "cuda", "ratio", "host: torch", "cuda"]
+    return table.summary(report, lambda rows: markdown(header, list(map(_line, rows))))
+
+
+def _line(row: Row) -> list[str]:
+    torchs, cuda, triton = map(row.find, (TORCH_FOREACH, bars.CUDA, bars.TRITON))
+    return [
+        label(row),
+        *(time_of(one, one.device_us) for one in (torchs, cuda, triton)),
+        short(torchs.device_us / cuda.device_us, ".2f", "x"),
+        short(cuda.floor_fraction, ".0%"),
+        *(time_of(one, one.p50_us) for one in (torchs, cuda)),
+        short(torchs.p50_us / cuda.p50_us, ".2f", "x"),
+        *(time_of(one, one.host_us) for one in (torchs, cuda)),
+    ]
+
+
+def machine(report: Report) -> str:
+    """Ceilings and checks, a line each."""
+    found, lines = report.gpu, []
+    if ceilings := found.get("ceilings"):
+        read = f"read {ceilings['read']:,.0f} GB/s ({ceilings['read_by']})"
+        lines.append(f"ceilings: {read}, copy {ceilings['copy']:,.0f} GB/s ({ceilings['copy_by']})")
+    for check in found.get("checks", []):
+        last = check["output"].splitlines()[-1:] if check["outcome"] != "passed" or check["name"] == "tests" else []
+        lines.append(" ".join([f"{check['name']}: {check['outcome']} ({check['seconds']:.0f} s)", *last]))
+    lines += [f"promised, and not measured: {name}" for name in bars.missing(report)]
+    return "\n".join(lines)

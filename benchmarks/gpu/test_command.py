@@ -11,15 +11,14 @@ import torch
 
 from benchmarks import cli, measure, optimizer_step
 from benchmarks.contenders import TORCH_FOREACH, fusedclip_contender, torch_contender
-from benchmarks.gpu import STAGES, ceilings, command
-from benchmarks.gpu import table as gpu_table
+from benchmarks.gpu import ceilings, command
+from benchmarks.gpu.command import STAGES
 from benchmarks.gradients import Gradients
 from benchmarks.measure import Settings
-from benchmarks.operations import Operation
 from benchmarks.release import checks, sources
 from benchmarks.release.checks import Check, Task
 from benchmarks.results import Report
-from benchmarks.suites import Case, Suite
+from benchmarks.suites import Case, Operation, Suite
 
 CPU = torch.device("cpu")
 
@@ -64,7 +63,7 @@ def test_all_stages_into_one_file(tmp_path: Path) -> None:
     assert not command.failed(again)
     content = json.loads((tmp_path / command.FILE).read_text())
     assert {"date", "device", "claims", "rows", "versions", "commit"} <= content.keys()
-    assert "promised, and not measured: norm pass" in gpu_table.machine(again)
+    assert "promised, and not measured: norm pass" in command.machine(again)
 
 
 @pytest.mark.usefixtures("on_the_cpu")

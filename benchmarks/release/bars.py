@@ -12,9 +12,8 @@ from functools import partial
 from benchmarks import optimizer_step as ways
 from benchmarks.contenders import TORCH_FOREACH
 from benchmarks.health import GRAD_STATS, MONITOR
-from benchmarks.operations import Operation
 from benchmarks.results import Claim, Measurement, Report, Row
-from benchmarks.suites import BOTH
+from benchmarks.suites import BOTH, Operation
 from benchmarks.workloads import CATALOGUE
 
 CUDA, TRITON = "fusedclip cuda", "fusedclip triton"

@@ -91,8 +91,8 @@ def sanitizers() -> list[Task | Check]:
     ]
 
 
-def run(task: Task, logs: Path, most_seconds: float = float("inf"), where: Path = ROOT) -> Check:
-    """Run it in `where`; its whole process group ends with it, or when the seconds are over."""
+def run(task: Task, logs: Path, most_seconds: float = float("inf")) -> Check:
+    """Run it; its whole process group ends with it, or when the seconds are over."""
     seconds, start = min(task.seconds, most_seconds), time.perf_counter()
     if seconds <= 0:
         return Check(task.name, "left out", output="no time was left for it")
@@ -102,21 +102,17 @@ def run(task: Task, logs: Path, most_seconds: float = float("inf"), where: Path 
         file.flush()
         begin = file.tell()
         how: Any = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
-        process = subprocess.Popen(task.command, cwd=where, env=os.environ | task.variables, **how)
-        outcome = _outcome(process, seconds)
+        process = subprocess.Popen(task.command, cwd=ROOT, env=os.environ | task.variables, **how)
+        try:
+            outcome = "failed" if process.wait(seconds) else "passed"
+        except subprocess.TimeoutExpired:
+            outcome = "timed out"
+            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):  # stuck in the driver: it is left behind
+                process.wait(20)
         file.seek(begin)
         printed = file.read().decode(errors="replace")
     if outcome == "passed" and task.proof not in printed:
         outcome = "failed"
     output = "\n".join(printed.splitlines()[-LINES_KEPT:])
     return Check(task.name, outcome, round(time.perf_counter() - start, 1), output)
-
-
-def _outcome(process: subprocess.Popen[bytes], seconds: float) -> str:
-    try:
-        return "failed" if process.wait(seconds) else "passed"
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # stuck in the driver: it is left behind
-            process.wait(20)
-        return "timed out"

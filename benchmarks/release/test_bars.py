@@ -11,13 +11,11 @@ import pytest
 from benchmarks import plots, table, workloads
 from benchmarks.contenders import TORCH_FOREACH
 from benchmarks.gpu import command
-from benchmarks.gpu import table as gpu_table
 from benchmarks.gradients import dtypes_of
-from benchmarks.operations import Operation
 from benchmarks.optimizer_step import CHOOSES, DEFERS, DROP_IN, SCALES, STEP, TORCH, UNSCALE_OURS, UNSCALE_TORCH
 from benchmarks.release import bars
 from benchmarks.results import Measurement, Report, Row
-from benchmarks.suites import BOTH, SUITES, Case
+from benchmarks.suites import BOTH, SUITES, Case, Operation
 
 CUDA, TRITON = "fusedclip cuda", "fusedclip triton"
 READ, COPY = 3000.0, 2800.0
@@ -38,7 +36,7 @@ def made_up_row(case: Case) -> Row:
         workload=case.workload,
         title=workload.title,
         cut=workload.cut,
-        tensors=workload.tensors,
+        tensors=len(workload.shapes),
         elements=workload.elements,
         bytes=nbytes,
         dtype=case.dtype,
@@ -171,9 +169,9 @@ def test_torch_failing_is_told() -> None:
 def test_pictures_and_tables_of_a_whole_run(tmp_path: Path) -> None:
     report = made_up_report(at_the_ceiling)
     report.claims = bars.claims(report)
-    assert "ceilings: read" in gpu_table.machine(report)
+    assert "ceilings: read" in command.machine(report)
     assert tmp_path / "roofline.png" in plots.draw_all(report, tmp_path)
-    clips, steps = gpu_table.summary(report).split("\n\n")
+    clips, steps = command.summary(report).split("\n\n")
     assert clips.count("\n") == len([row for row in report.rows if not row.is_step]) + 1
     assert UNSCALE_OURS in steps
     assert "NO" not in table.claims(report).replace("NOT", "")

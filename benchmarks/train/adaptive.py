@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.palette import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION
 from benchmarks.table import markdown
 from benchmarks.train import pair
-from benchmarks.train.text import VOCABULARY, batches
+from benchmarks.train.models import VOCABULARY, batches
 from fusedclip.adaptive import AdaGC, AdaptiveRule, AutoClip, SkipSpikes, ZClip
 from fusedclip.optim import clip_on_step
 

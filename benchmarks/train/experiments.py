@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -14,9 +14,8 @@ from torch.nn.utils import clip_grad_norm_
 import fusedclip
 from benchmarks.table import markdown
 from benchmarks.train import adaptive, optimizers, pair
-from benchmarks.train.models import LSTM
+from benchmarks.train.models import LSTM, VOCABULARY, batches
 from benchmarks.train.pair import Run, final, largest_difference, train
-from benchmarks.train.text import VOCABULARY, batches
 
 GPT_BATCH, GPT_CONTEXT, GPT_RATE, GPT_MAX_NORM = 8, 128, 1e-3, 0.5
 # Plain SGD with a rate ten times above what this LSTM bears: its loss is beyond that of guessing within ten steps.
@@ -25,14 +24,6 @@ LSTM_BATCH, LSTM_LENGTH, LSTM_RATE, LSTM_MAX_NORM = 8, 512, 60.0, 0.1
 GUESSING = math.log(VOCABULARY)
 LEARNED = 0.6 * GUESSING
 Result = dict[str, Any]
-
-
-class Experiment(NamedTuple):
-    """`run` takes a seed, the number of steps and a function to call after each; `summary` has a line per run."""
-
-    steps: int
-    run: Callable[[int, int, Callable[[], object]], Result]
-    summary: Callable[[Result], str]
 
 
 def gpt(seed: int, steps: int, progress: Callable[[], object]) -> Result:
@@ -84,13 +75,12 @@ def lstm_summary(result: Result) -> str:
 
 def _table(result: Result) -> str:
     header = ["clipped by", "first loss", "highest loss", "last loss", "highest norm", "step", "clipping", "share", ""]
-    return markdown(header, [_line(one) for one in result["runs"]])
-
-
-def _line(one: Result) -> list[str]:
-    losses = [f"{loss:.4g}" for loss in (one["losses"][0], max(one["losses"]), final(one["losses"]))]
-    times = [f"{one['step_ms']:.1f} ms", f"{one['clip_ms'] * 1e3:.0f} us", f"{one['clip_share']:.2%}"]
-    return [one["name"], *losses, f"{max(one['norms']):.2g}", *times, one.get("outcome", "")]
+    lines = []
+    for one in result["runs"]:
+        losses = [f"{loss:.4g}" for loss in (one["losses"][0], max(one["losses"]), final(one["losses"]))]
+        times = [f"{one['step_ms']:.1f} ms", f"{one['clip_ms'] * 1e3:.0f} us", f"{one['clip_share']:.2%}"]
+        lines.append([one["name"], *losses, f"{max(one['norms']):.2g}", *times, one.get("outcome", "")])
+    return markdown(header, lines)
 
 
 def outcome(losses: Sequence[float]) -> str:
@@ -101,11 +91,12 @@ def outcome(losses: Sequence[float]) -> str:
     return "learned" if loss < LEARNED else "neither diverged nor learned"
 
 
-EXPERIMENTS = {
-    "gpt": Experiment(320, gpt, gpt_summary),
-    "lstm": Experiment(200, lstm, lstm_summary),
-    "adaptive": Experiment(300, adaptive.adaptive, adaptive.summary),
-    "optimizers": Experiment(300, optimizers.optimizers, optimizers.summary),
+# How many steps; what is run, with a seed, that number and a function to call after each; a table of what came of it.
+EXPERIMENTS: dict[str, tuple[int, Callable[[int, int, Callable[[], object]], Result], Callable[[Result], str]]] = {
+    "gpt": (320, gpt, gpt_summary),
+    "lstm": (200, lstm, lstm_summary),
+    "adaptive": (300, adaptive.adaptive, adaptive.summary),
+    "optimizers": (300, optimizers.optimizers, optimizers.summary),
 }
 
 

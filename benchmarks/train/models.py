@@ -1,9 +1,13 @@
-"""A small byte-level GPT and a byte-level LSTM."""
+"""What is trained: a small byte-level GPT, a byte-level LSTM, and real text that every Python has for both of them."""
+
+import sysconfig
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.train.text import VOCABULARY
+VOCABULARY = 256
+MEGABYTES = 4
 
 
 class GPT(nn.Module):
@@ -38,3 +42,17 @@ class LSTM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.lstm(self.bytes(x))[0])  # type: ignore[no-any-return]
+
+
+def batches(count: int, batch: int, length: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Random windows of the standard library's own sources (its top-level modules in order of their names, up to
+    MEGABYTES), each with its successor byte by byte, int64, on the CPU.
+    """
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    sources = b"".join(file.read_bytes() for file in sorted(folder.glob("*.py")))[: MEGABYTES << 20]
+    if len(sources) < 1 << 16:
+        raise RuntimeError(f"this Python's standard library has no sources to train on in {folder}")
+    text, generator = torch.frombuffer(bytearray(sources), dtype=torch.uint8), torch.Generator().manual_seed(seed)
+    starts = torch.randint(len(text) - length, (count, batch), generator=generator)
+    windows = text[starts[..., None] + torch.arange(length + 1)].long()
+    return [(window[:, :-1], window[:, 1:]) for window in windows]

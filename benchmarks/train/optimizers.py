@@ -10,8 +10,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.palette import BLUE, GREEN, GREY, VERMILION
 from benchmarks.table import markdown
+from benchmarks.train.models import batches
 from benchmarks.train.pair import LAST, Run, final, gpt, largest_difference, train
-from benchmarks.train.text import batches
 from fusedclip.optim import AdamW
 
 BATCH, MAX_NORM, CONTEXT = 8, 0.5, 128

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -83,7 +84,5 @@ def final(losses: Sequence[float]) -> float:
 
 def largest_difference(first: Sequence[float], second: Sequence[float]) -> float:
     """Of two loss curves, NaN included: a curve that ends early or is not a number differs infinitely."""
-    if len(first) != len(second):
-        return math.inf
-    differences = [abs(a - b) for a, b in zip(first, second, strict=True)]
-    return math.inf if any(map(math.isnan, differences)) else max(differences, default=0.0)
+    apart = float(np.abs(np.subtract(first, second)).max()) if len(first) == len(second) else math.inf
+    return math.inf if math.isnan(apart) else apart
