@@ -82,7 +82,7 @@ def tune(options: Options) -> int:
     for result in results:
         print(f"{tuning.table(result)}\n\n{result.key[1]}: {result.verdict}\n")
     print(f"{table.origin(new_report(options, 'tune'))}\nsaved {path}")
-    return int(not all(result.default_is_right for result in results))
+    return int(any(result.candidates[0].failure for result in results))
 
 
 def step(options: Options) -> int:
@@ -121,8 +121,8 @@ def gpu(options: Options) -> int:
     options.device = gpu_run.served(torch.device(options.device))
     stages = [name for name in options.only or gpu_run.STAGES if name not in options.without]
     with progress_bar(bar_format="{desc} [{elapsed}]") as bar:
-        how = settings_of(options), options.quick, options.out, options.minutes, stages, bar.set_description
-        report = gpu_run.run_all(*how)
+        how = settings_of(options), options.quick, options.out, options.minutes, bar.set_description
+        report = gpu_run.Run(*how).all(stages)
     options.out /= gpu_run.FILE
     finish(report, options, f"{gpu_run.summary(report)}\n\n{table.claims(report)}\n\n{gpu_run.machine(report)}")
     return int(gpu_run.failed(report))

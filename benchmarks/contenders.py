@@ -1,7 +1,7 @@
 """Who takes part, and the one place to add someone: a function that makes a Contender, and its name in `line_up`."""
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -94,13 +94,11 @@ def in_two_launches() -> Contender:
     return Contender(f"{OURS} cuda, two launches", by_operation(clip, clip), by_operation(1, 3), form)
 
 
-def peers() -> list[Contender]:
+def peers() -> Iterator[Contender]:
     """apex's and TransformerEngine's multi-tensor kernels, where they are installed."""
-    found = []
     for name, module in PEERS.items():
         with suppress(ImportError):  # it stays out of the table
-            found.append(multi_tensor(name, importlib.import_module(module)))
-    return found
+            yield multi_tensor(name, importlib.import_module(module))
 
 
 def multi_tensor(name: str, kernels: Any) -> Contender:

@@ -35,10 +35,7 @@ BYTES = {
     OWN + NO_LIMIT: (28, 28), OWN_BF16 + NO_LIMIT: (20, 20), OWN_SPLIT + NO_LIMIT: (26, 26),
 }  # fmt: skip
 # Only on a CPU is it known in time that nothing is clipped, and there deferring is what is chosen.
-BYTES_OF_DEFERRING = {
-    "cpu": {DEFERS: (32, 36), CHOOSES: (32, 36)},
-    "cuda": {DEFERS: (36, 36), CHOOSES: (32, 40)},
-}
+BYTES_DEFERRED, BYTES_CHOSEN = {"cpu": (32, 36), "cuda": (36, 36)}, {"cpu": (32, 36), "cuda": (32, 40)}
 MODEL, SMALL = "gpt2", "2000x1024"  # where nobody asks for another: the second is many small parameters
 Call = Callable[..., object]
 
@@ -102,7 +99,8 @@ class _Bench:
             ways |= {way + NO_LIMIT: partial(own, optimizer, None), way: partial(own, optimizer, limit)}
         for way, other in self.others.items():
             ways |= {way + NO_LIMIT: other, way: partial(after, clip_grad_norm_, other)}
-        moved, which = BYTES | BYTES_OF_DEFERRING[self.settings.device.type], BOTH.index(operation)
+        kind, which = self.settings.device.type, BOTH.index(operation)
+        moved = BYTES | {DEFERS: BYTES_DEFERRED[kind], CHOOSES: BYTES_CHOSEN[kind]}
         passes = {way: moved[way][which] / 4 for way in ways if way in moved}
         before = self.gradients.restore
         entries = [Entry(way, call, before, passes=passes.get(way, nan)) for way, call in ways.items()]

@@ -26,15 +26,9 @@ CONTENDER_COLOURS = {
     "fusedclip cpu": BLUE, "fusedclip cuda": BLUE, "fusedclip cuda, two launches": GREY,
     "fusedclip triton": SKY, "fusedclip reference": GREEN,
 }  # fmt: skip
-BAR = 0.28  # inches
-STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "figure.constrained_layout.use": True,
-}
+HOST = "host-"  # tensors so small that the host's own work is what such a row measures
+STYLE: Any = {"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "figure.constrained_layout.use": True}
+STYLE |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
 
 
 def draw_all(report: Report, folder: Path) -> list[Path]:
@@ -53,11 +47,11 @@ def draw_all(report: Report, folder: Path) -> list[Path]:
 
 def speedup(report: Report) -> str:
     """Torch foreach's time over fusedclip's, a bar for each row."""
-    ratios = {label(row): row.ours.ratio_to_foreach for row in report.rows if row.ours and not row.is_host}
+    ratios = {label(row): row.ours.ratio_to_foreach for row in report.rows if row.ours and HOST not in row.workload}
     ratios = {name: ratio for name, ratio in ratios.items() if ratio > 0}
     if not ratios:
         return ""
-    _, axes = pyplot.subplots(figsize=(8, 1.2 + BAR * len(ratios)))
+    _, axes = pyplot.subplots(figsize=(8, 1.2 + 0.28 * len(ratios)))
     values, colours = list(ratios.values()), [BLUE if "not clipped" in name else ORANGE for name in ratios]
     bars = axes.barh(list(ratios), [value - 1 for value in values], left=1, color=colours)
     axes.bar_label(bars, [f"{value:.1f}x" for value in values], padding=3)
@@ -118,7 +112,7 @@ def roofline(report: Report) -> str:
     roofs = (ceilings["read"], 1 / (1 / ceilings["read"] + 2 / ceilings["copy"]))
     _, panels = pyplot.subplots(1, 2, figsize=(11, 4.4), sharex=True)
     for axes, operation, roof, passes in zip(panels, BOTH, roofs, ("1 N read", "1 N read, 2 N copied"), strict=True):
-        rows = [row for row in report.rows if row.operation == operation.value and not row.is_host]
+        rows = [row for row in report.rows if row.operation == operation.value and HOST not in row.workload]
         for name, colour in CONTENDER_COLOURS.items():
             timed = [(row.bytes, row.bytes / us / 1e3) for row in rows if (us := row.find(name).device_us) > 0]
             if timed:

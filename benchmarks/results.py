@@ -23,16 +23,12 @@ class Measurement:
     p20_us: float = nan
     p50_us: float = nan
     p80_us: float = nan
-    host_us: float = nan
-    """Until the call returned; on the CPU the same as the wall time."""
-    device_us: float = nan
-    """Of the device's work alone, the host running ahead; on the CPU the same as the wall time."""
+    host_us: float = nan  # until the call returned; on the CPU the same as the wall time
+    device_us: float = nan  # of the device's work alone, the host running ahead; on the CPU the same as the wall time
     bytes_moved: float = nan
-    gb_per_s: float = nan
-    floor_fraction: float = nan
-    """Time of reading the gradients' bytes once, over the time of the call; the device's times, as GB/s are."""
-    ratio_to_foreach: float = nan
-    """torch foreach's median wall time over this one's: above 1 is faster than torch."""
+    gb_per_s: float = nan  # by the device's time
+    floor_fraction: float = nan  # time of reading the gradients' bytes once, over the call's; both the device's
+    ratio_to_foreach: float = nan  # torch foreach's median wall time over this one's: above 1 is faster than torch
 
     @property
     def ours(self) -> bool:
@@ -59,11 +55,6 @@ class Row:
     @property
     def key(self) -> tuple[str, str, str, str]:
         return self.workload, self.dtype, self.operation, self.device
-
-    @property
-    def is_host(self) -> bool:
-        """Whether its tensors are so small that the host's own work is what it measures."""
-        return self.workload.startswith("host-")
 
     @property
     def is_step(self) -> bool:
@@ -113,12 +104,12 @@ class Report:
     seed: int
     rows: list[Row] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
+    # Of each experiment its runs with their curves: a loss and a gradient norm per step.
     training: dict[str, Any] = field(default_factory=dict)
-    """Of each experiment its runs with their curves: a loss and a gradient norm per step."""
+    # Of a GPU run: hashes of the kernels' sources, checks, ceilings; empty otherwise.
     gpu: dict[str, Any] = field(default_factory=dict)
-    """Of a GPU run: hashes of the kernels' sources, checks, ceilings; empty otherwise."""
+    # Of a comparison of two versions: what each side was, and the times of every round; empty otherwise.
     versus: dict[str, Any] = field(default_factory=dict)
-    """Of a comparison of two versions: what each side was, and the times of every round; empty otherwise."""
 
     @property
     def wrong(self) -> bool:

@@ -1,6 +1,6 @@
 """What is timed: the operations with the limit that each is given, and named lists of cases."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import chain, product
@@ -13,6 +13,7 @@ CLIP_VALUE = 2.0**-10
 # Limits over the norm. Far from 1, so that no error of a contender's norm decides whether it clips; the coefficient is
 # not a power of two, by which any engine would multiply without rounding.
 LOOSE, TIGHT = 2.0, 0.6180339887
+Names = Collection[str]
 FP32, BF16, FP16 = "float32", "bfloat16", "float16"
 DTYPES = (FP32, BF16, FP16)
 
@@ -68,7 +69,7 @@ def suite(seconds_per_row: float, *parts: tuple[Case, ...], without: tuple[str, 
     return Suite(tuple(chain(*parts)), seconds_per_row, without)
 
 
-def cases(workloads: Iterable[str], dtypes: Iterable[str], operations: Iterable[Operation] = BOTH) -> tuple[Case, ...]:
+def cases(workloads: Names, dtypes: Names, operations: Collection[Operation] = BOTH) -> tuple[Case, ...]:
     return tuple(Case(*one) for one in product(workloads, dtypes, operations))
 
 
@@ -127,15 +128,11 @@ SUITES: dict[str, Suite] = {
 
 
 def select(
-    name: str,
-    dtypes: Iterable[str] = (),
-    workloads: Iterable[str] = (),
-    quick: bool = False,
-    among: Mapping[str, Suite] = SUITES,
+    name: str, dtypes: Names = (), workloads: Names = (), quick: bool = False, among: Mapping[str, Suite] = SUITES
 ) -> Suite:
     """The suite of that name, in these dtypes instead of its own, for these workloads only, in a third of the time."""
-    suite, wanted, dtypes = among[name], set(workloads), tuple(dtypes)
-    named = [case for case in suite.cases if not wanted or case.workload in wanted]
+    suite = among[name]
+    named = [case for case in suite.cases if not workloads or case.workload in workloads]
     if not named:
         has = sorted({case.workload for case in suite.cases})
         raise ValueError(f"suite {name!r} has none of these workloads; it has {', '.join(has)}")

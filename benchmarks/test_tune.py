@@ -78,7 +78,7 @@ def test_what_gains_nothing_gets_no_row(monkeypatch: pytest.MonkeyPatch, seconds
 def test_a_wrong_default_is_told_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "INTERPRETER", WRONG)
     result = tuned(monkeypatch, {FAST: 0.001})
-    assert not result.default_is_right
+    assert result.candidates[0].failure
     assert result.row is None
     assert "the default is wrong: norm off" in result.verdict
     assert "(default): FAILED" in tune.table(result)
@@ -93,11 +93,11 @@ def test_rows_of_what_was_not_measured_stay(tmp_path: Path, monkeypatch: pytest.
     result = tune.Result(stale.key, [right], None, "")
     tune.write(path, [stale, *others], [result])
     assert tuning.read_rows(path) == others
-    tune.write(path, [stale, *others], [replace(result, candidates=[wrong])])
+    tune.write(path, [stale, *others], [result._replace(candidates=[wrong])])
     assert set(tuning.read_rows(path)) == {stale, *others}
-    tune.write(path, others, [replace(result, row=stale)])
+    tune.write(path, others, [result._replace(row=stale)])
     assert set(tuning.read_rows(path)) == {stale, *others}
-    tune.write(tmp_path / "deeper" / "tuning.json", [], [replace(result, row=stale)])
+    tune.write(tmp_path / "deeper" / "tuning.json", [], [result._replace(row=stale)])
     assert tuning.read_rows(tmp_path / "deeper" / "tuning.json") == [stale]
 
 

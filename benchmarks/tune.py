@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import inf, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -57,8 +57,7 @@ class Candidate:
         return inf if self.failure else self.not_clipped.device_us + self.clipped.device_us
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """Of an architecture and a dtype: everyone's first times, the default at their head, the row to write if something
     is faster, and what is to be said.
     """
@@ -67,10 +66,6 @@ class Result:
     candidates: Sequence[Candidate]
     row: Row | None
     verdict: str
-
-    @property
-    def default_is_right(self) -> bool:
-        return not self.candidates[0].failure
 
 
 def file_for(device: torch.device, out: Path | None) -> Path:
@@ -171,7 +166,7 @@ def fitting() -> Iterator[Tuning]:
 
 def write(path: Path, rows: Iterable[Row], results: Sequence[Result]) -> None:
     """Replaces the rows of what was measured: one that no longer gains anything goes, where the default is right."""
-    measured = {result.key for result in results if result.default_is_right}
+    measured = {result.key for result in results if not result.candidates[0].failure}
     kept = [row for row in rows if row.key not in measured]
     path.parent.mkdir(parents=True, exist_ok=True)
     tuning.write_rows(path, kept + [result.row for result in results if result.row])

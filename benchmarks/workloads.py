@@ -123,8 +123,6 @@ CATALOGUE: dict[str, Workload] = {
 
 def load(name: str, element_size: int, budget_bytes: int = GIB) -> Workload:
     """The workload of that name, with as many layers as fit into `budget_bytes` (one at least)."""
-    if name not in CATALOGUE:
-        raise KeyError(f"no workload {name!r}; there are {', '.join(CATALOGUE)}")
     whole = replace(CATALOGUE[name], name=name)
     fitting = (budget_bytes // element_size - total(whole.before + whole.after)) // total(whole.layer)
     layers = max(1, min(whole.layers, fitting))

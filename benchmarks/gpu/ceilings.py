@@ -20,23 +20,20 @@ BLOCKS, PROGRAMS = (1024, 2048, 4096), (2, 4, 8, 16)  # of the Triton reader: wo
 def measure(device: torch.device, seconds: float, seed: int, nbytes: int = NBYTES) -> dict[str, Any]:
     """GB/s, and whose; a copy counts what it reads and what it writes."""
     memory = torch.randint(256, (nbytes,), dtype=torch.uint8, device=device)
-    reading, copying = readers(memory), copiers(memory)
+    target = torch.empty_like(memory)
+    floats, into = memory.view(torch.float32), target.view(torch.float32)
+    # The driver's own copy, and a kernel's (an elementwise one: torch copies equal dtypes by the driver).
+    copying = [
+        Entry("copy: copy_", lambda: target.copy_(memory), passes=2),
+        Entry("copy: neg", lambda: torch.neg(floats, out=into), passes=2),
+    ]
+    reading = readers(memory)
     if device.type == "cuda" and importlib.util.find_spec("triton"):
         reading += triton_readers(memory)
     timed = race([*reading, *copying], nbytes, device, Budget(seconds), seed)
     read, copy = (min((timed[one.name] for one in each), key=lambda one: one.device_us) for each in (reading, copying))
     rates = {"read": read.gb_per_s, "read_by": read.contender, "copy": copy.gb_per_s, "copy_by": copy.contender}
     return rates | {"nbytes": nbytes}
-
-
-def copiers(memory: Tensor) -> list[Entry]:
-    """The driver's own copy, and a kernel's (an elementwise one: torch copies equal dtypes by the driver)."""
-    target = torch.empty_like(memory)
-    floats, into = memory.view(torch.float32), target.view(torch.float32)
-    return [
-        Entry("copy: copy_", lambda: target.copy_(memory), passes=2),
-        Entry("copy: neg", lambda: torch.neg(floats, out=into), passes=2),
-    ]
 
 
 def triton_readers(memory: Tensor) -> list[Entry]:

@@ -42,28 +42,6 @@ def served(device: torch.device) -> torch.device:
     return device
 
 
-def run_all(
-    settings: Settings, quick: bool, folder: Path, minutes: float, stages: Sequence[str], progress: Progress
-) -> Report:
-    """The stages in order. What one of them raises is kept as a failed check, and the others go on.
-
-    Once the minutes are over no stage is begun, and what hangs is ended, with its stack on stderr.
-    """
-    run = Run(settings, quick, folder, minutes, progress)
-    faulthandler.dump_traceback_later(60 * minutes + 30, exit=True)
-    try:
-        for name in stages:
-            progress(name)
-            if run.deadline <= time.monotonic():
-                run.add(Check(name, "left out", output="no time was left for it"))
-                continue
-            with run.going_on(name):
-                getattr(run, name)()
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-    return run.report
-
-
 def failed(report: Report) -> bool:
     """Whether a check failed or one of our engines gave a wrong answer."""
     return report.wrong or any(Check(**check).bad for check in report.gpu["checks"])
@@ -82,6 +60,24 @@ class Run:
         self.without = set[str]()  # contenders whose kernels are not to be trusted with the process of the results
         self.report = Report(environment.describe(settings.device), "gpu", settings.seed)
         self.report.gpu = {"sources": sources.hashes(), "checks": []}
+
+    def all(self, stages: Sequence[str]) -> Report:
+        """The stages in order. What one of them raises is kept as a failed check, and the others go on.
+
+        Once the minutes are over no stage is begun, and what hangs is ended, with its stack on stderr.
+        """
+        faulthandler.dump_traceback_later(self.deadline + 30 - time.monotonic(), exit=True)
+        try:
+            for name in stages:
+                self.progress(name)
+                if self.deadline <= time.monotonic():
+                    self.add(Check(name, "left out", output="no time was left for it"))
+                    continue
+                with self.going_on(name):
+                    getattr(self, name)()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        return self.report
 
     @contextmanager
     def going_on(self, name: str) -> Iterator[None]:

@@ -30,7 +30,7 @@ SMALL = {
 
 
 def run_all(folder: Path, *stages: str, minutes: float = 5, progress: command.Progress = lambda what: None) -> Report:
-    return command.run_all(Settings(CPU, memory=1 << 20), False, folder, minutes, stages or STAGES, progress)
+    return command.Run(Settings(CPU, memory=1 << 20), False, folder, minutes, progress).all(stages or STAGES)
 
 
 @pytest.fixture

@@ -33,20 +33,15 @@ class Bar:
     """A promise about rows of one device: of those that it concerns the worst counts, and is named in the claim."""
 
     name: str
-    rows: str
-    """A pattern for "operation; workload; dtype"."""
+    rows: str  # a pattern for "operation; workload; dtype"
     value: Value
     bar: float
     unit: str = "x"
-    of: tuple[str, ...] = ()
-    """Whose value: the fastest of these contenders, or else fusedclip on its preferred engine."""
-    least: int = 0
-    """Bytes: if there is a least, only rows in LARGE_DTYPES count."""
+    of: tuple[str, ...] = ()  # whose value: the fastest of these contenders, or else fusedclip on its preferred engine
+    least: int = 0  # bytes: if there is a least, only rows in LARGE_DTYPES count
     more_is_better: bool = True
-    remark: Callable[[Row, Measurement], str] = lambda row, one: ""
-    """What is to be said of the row that counts."""
-    instead: "Bar | None" = None
-    """Counts where this one does not hold and that one does."""
+    remark: Callable[[Row, Measurement], str] = lambda row, one: ""  # what is to be said of the row that counts
+    instead: "Bar | None" = None  # counts where this one does not hold and that one does
 
     def claim(self, rows: Sequence[Row]) -> Claim | None:
         """None if no row concerns it, or none has what it is about."""
