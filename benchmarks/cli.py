@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ MADE_BY = {"claims": "run --suite claims", "step": "step", "monitor": "monitor",
 MADE_BY |= {name: f"train --{name}" for name in ("adaptive", "optimizers")}
 
 Options = argparse.Namespace
+progress_bar = partial(tqdm, dynamic_ncols=True)  # on stderr
 # Of what several commands share. argparse has to know of none: the default of a command's own parser would overwrite
 # what stands before the command.
 DEFAULTS: dict[str, Any] = {"device": "cpu", "seed": 0, "repeats": 2000, "memory": 1.0}
@@ -178,10 +180,6 @@ def new_report(options: Options, suite: str) -> Report:
 
 def settings_of(options: Options, contenders: Sequence[Contender] = ()) -> Settings:
     return Settings(torch.device(options.device), contenders, int(options.memory * GIB), options.seed, options.repeats)
-
-
-def progress_bar(**options: Any) -> Any:
-    return tqdm(file=sys.stderr, dynamic_ncols=True, **options)
 
 
 def measure_all(report: Report, options: Options, suite: Suite) -> None:

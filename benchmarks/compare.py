@@ -25,9 +25,8 @@ def line(old: Row, new: Row, before: Measurement, after: Measurement) -> list[st
         foreach = 1.0
     # Of the floor the p20: medians are disturbed more easily.
     ratios = growth(before, after), new.floor.p20_us / old.floor.p20_us, foreach
-    times = [duration(one.p50_us) for one in (before, after)]
-    name = f"{label(new)}, {after.contender}"
-    return [name, *times, *(f"{ratio:.2f}" for ratio in ratios), verdict(before, after, *ratios)]
+    said = *(duration(one.p50_us) for one in (before, after)), *(f"{ratio:.2f}" for ratio in ratios)
+    return [f"{label(new)}, {after.contender}", *said, verdict(before, after, *ratios)]
 
 
 def verdict(before: Measurement, after: Measurement, ratio: float, floor: float, foreach: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from itertools import chain, product
+from itertools import product
 
 from benchmarks.gradients import MIXED
 from benchmarks.workloads import HOST_COUNTS, MODELS, SMALL_LISTS
@@ -65,16 +65,16 @@ class Suite:
     without: tuple[str, ...] = ()
 
 
-def suite(seconds_per_row: float, *parts: tuple[Case, ...], without: tuple[str, ...] = ()) -> Suite:
-    return Suite(tuple(chain(*parts)), seconds_per_row, without)
+Part = tuple[Names, Names, Collection[Operation]]
 
 
-def cases(workloads: Names, dtypes: Names, operations: Collection[Operation] = BOTH) -> tuple[Case, ...]:
-    return tuple(Case(*one) for one in product(workloads, dtypes, operations))
+def suite(seconds_per_row: float, *parts: Part, without: tuple[str, ...] = ()) -> Suite:
+    """Of each part its workloads, each in all the dtypes, each with all the operations."""
+    return Suite(tuple(Case(*one) for part in parts for one in product(*part)), seconds_per_row, without)
 
 
-def host(elements: int) -> tuple[Case, ...]:
-    return cases([f"host-{count}x{elements}" for count in HOST_COUNTS], [FP32], [Operation.NOT_CLIPPED])
+def host(elements: int) -> Part:
+    return [f"host-{count}x{elements}" for count in HOST_COUNTS], [FP32], [Operation.NOT_CLIPPED]
 
 
 SLOW = ("torch loop", "fusedclip reference")
@@ -82,48 +82,48 @@ SLOW = ("torch loop", "fusedclip reference")
 SUITES: dict[str, Suite] = {
     "quick": suite(
         2.0,
-        cases(["gpt2"], [FP32, BF16]),
-        cases(["gpt2"], [FP16], [Operation.NOT_CLIPPED]),
-        cases(["resnet50"], [FP32]),
-        cases(["lora-8b"], [BF16]),
-        cases(["1000x256", "300x4096"], [FP32], [Operation.NOT_CLIPPED]),
-        cases(["5000x64"], [FP32], [Operation.CLIPPED]),
+        (["gpt2"], [FP32, BF16], BOTH),
+        (["gpt2"], [FP16], [Operation.NOT_CLIPPED]),
+        (["resnet50"], [FP32], BOTH),
+        (["lora-8b"], [BF16], BOTH),
+        (["1000x256", "300x4096"], [FP32], [Operation.NOT_CLIPPED]),
+        (["5000x64"], [FP32], [Operation.CLIPPED]),
         without=SLOW,
     ),
     "default": suite(
         6.0,
-        cases(["gpt2"], DTYPES),
-        cases(["llama3-8b-shard", "moe-128-shard", "lora-8b"], [BF16]),
-        cases(["resnet50", "vit-b16", "2000x1024"], [FP32]),
-        cases(["gpt2", "2000x1024"], [FP32], OTHER),
+        (["gpt2"], DTYPES, BOTH),
+        (["llama3-8b-shard", "moe-128-shard", "lora-8b"], [BF16], BOTH),
+        (["resnet50", "vit-b16", "2000x1024"], [FP32], BOTH),
+        (["gpt2", "2000x1024"], [FP32], OTHER),
     ),
     "claims": suite(
         6.0,
-        cases(["gpt2"], DTYPES),
-        cases(["1000x256", "300x4096"], [FP32], [Operation.NOT_CLIPPED]),
-        cases(["5000x64"], [FP32], [Operation.CLIPPED]),
-        cases(["one-2^24", "one-2^26"], [FP32], [Operation.NOT_CLIPPED]),
+        (["gpt2"], DTYPES, BOTH),
+        (["1000x256", "300x4096"], [FP32], [Operation.NOT_CLIPPED]),
+        (["5000x64"], [FP32], [Operation.CLIPPED]),
+        (["one-2^24", "one-2^26"], [FP32], [Operation.NOT_CLIPPED]),
         host(elements=8),
         without=SLOW,
     ),
     "gpu": suite(
         1.2,
-        cases(["gpt2-xl", "llama3-8b-shard"], [FP32, BF16], [Operation.NORM, *BOTH]),
-        cases(["moe-128-shard", "lora-8b", "resnet50", "vit-b16"], [FP32, BF16]),
-        cases(["gpt2"], [FP32, FP16]),
-        cases(["gpt2-xl"], [BF16], OTHER),
-        cases([f"100x{size}" for size in SMALL_LISTS], [FP32], [Operation.CLIPPED]),
-        cases(["2000x1024"], [FP32]),
-        cases(["500x450000"], [MIXED], [Operation.CLIPPED]),
-        cases(["one-1.536e9"], [BF16]),
+        (["gpt2-xl", "llama3-8b-shard"], [FP32, BF16], [Operation.NORM, *BOTH]),
+        (["moe-128-shard", "lora-8b", "resnet50", "vit-b16"], [FP32, BF16], BOTH),
+        (["gpt2"], [FP32, FP16], BOTH),
+        (["gpt2-xl"], [BF16], OTHER),
+        ([f"100x{size}" for size in SMALL_LISTS], [FP32], [Operation.CLIPPED]),
+        (["2000x1024"], [FP32], BOTH),
+        (["500x450000"], [MIXED], [Operation.CLIPPED]),
+        (["one-1.536e9"], [BF16], BOTH),
         host(elements=8),
         without=SLOW,
     ),
     # With torch's loop, whose launches a stream can't queue for more tensors, and with torch.compile, which takes half
     # a minute for each list of shapes.
-    "gpu-everyone": suite(2.4, cases(["gpt2"], [BF16]), without=("fusedclip reference",)),
+    "gpu-everyone": suite(2.4, (["gpt2"], [BF16], BOTH), without=("fusedclip reference",)),
     "host": suite(3.0, host(elements=8), host(elements=256)),
-    "models": suite(6.0, cases([*MODELS, "2000x1024"], DTYPES), without=("fusedclip reference",)),
+    "models": suite(6.0, ([*MODELS, "2000x1024"], DTYPES, BOTH), without=("fusedclip reference",)),
 }
 
 

@@ -18,7 +18,7 @@ from benchmarks.measure import Settings, run_suite
 from benchmarks.oracle import ulp
 from benchmarks.release import bars
 from benchmarks.results import Claim, Measurement, Report, Row
-from benchmarks.suites import SUITES, Operation, Suite, cases
+from benchmarks.suites import SUITES, Operation, suite
 from benchmarks.timing import Budget, Entry, take_turns
 from benchmarks.train.experiments import outcome
 from benchmarks.train.pair import largest_difference
@@ -50,7 +50,7 @@ def test_cut_fits_the_budget_and_says_so() -> None:
 
 
 def test_every_suite_names_known_workloads() -> None:
-    assert all(case.workload in workloads.CATALOGUE for suite in SUITES.values() for case in suite.cases)
+    assert all(case.workload in workloads.CATALOGUE for known in SUITES.values() for case in known.cases)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -75,8 +75,8 @@ def clip_by(change: Callable[[Tensor], Tensor], factor: float = 1.0) -> Contende
 
 
 def rows_of(*contenders: Contender, operations: Sequence[Operation] = tuple(Operation)) -> list[Row]:
-    suite = Suite(cases(["host-10x256"], ["float32"], operations), seconds_per_row=0.01)
-    return list(run_suite(suite, Settings(CPU, contenders), lambda case: None))
+    short = suite(0.01, (["host-10x256"], ["float32"], operations))
+    return list(run_suite(short, Settings(CPU, contenders), lambda case: None))
 
 
 @pytest.mark.parametrize(

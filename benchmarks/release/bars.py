@@ -45,7 +45,7 @@ class Bar:
 
     def claim(self, rows: Sequence[Row]) -> Claim | None:
         """None if no row concerns it, or none has what it is about."""
-        values = [found for row in rows if self._concerns(row) and (found := self._judge(row))]
+        values = [found for row in rows if (found := self._judge(row))]
         if not values:
             return None
         worst, why, remark = (min if self.more_is_better else max)(values)
@@ -57,13 +57,11 @@ class Bar:
         other.note = f"{worst:.2f}{self.unit} falls short of {self.bar}{self.unit} ({self.name}); {note}"
         return other
 
-    def _concerns(self, row: Row) -> bool:
-        is_large = row.bytes >= self.least and row.dtype in LARGE_DTYPES
-        fits = fnmatchcase(f"{row.operation}; {row.workload}; {row.dtype}", self.rows)
-        return fits and (not self.least or is_large)
-
     def _judge(self, row: Row) -> tuple[float, str, str] | None:
         """The value in this row, the row's name, a remark; for a wrong answer the worst there is, and the reason."""
+        is_small = self.least and (row.bytes < self.least or row.dtype not in LARGE_DTYPES)
+        if is_small or not fnmatchcase(f"{row.operation}; {row.workload}; {row.dtype}", self.rows):
+            return None
         found = [one for one in row.contenders if one.contender in self.of] if self.of else [row.ours]
         one = min(filter(None, found), key=lambda one: (not one.failure, one.device_us), default=None)
         if one is None or (value := self.value(row, one)) is None:

@@ -29,10 +29,8 @@ Result = dict[str, Any]
 def gpt(seed: int, steps: int, progress: Callable[[], object]) -> Result:
     """The same GPT twice; what differs is the rounding of the norm and the time."""
     optimizer = partial(torch.optim.AdamW, lr=GPT_RATE)
-    runs = [
-        Run(name, *pair.gpt(seed, optimizer, context=GPT_CONTEXT), clip, GPT_MAX_NORM)
-        for name, clip in {"torch": clip_grad_norm_, "fusedclip": fusedclip.clip_grad_norm_}.items()
-    ]
+    clips = {"torch": clip_grad_norm_, "fusedclip": fusedclip.clip_grad_norm_}.items()
+    runs = [Run(name, *pair.gpt(seed, optimizer, context=GPT_CONTEXT), clip, GPT_MAX_NORM) for name, clip in clips]
     train(runs, batches(steps, GPT_BATCH, GPT_CONTEXT, seed), progress)
     return {
         "tensors": len(runs[0].parameters),
