@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..arguments import Group, Limit
 from ..updates import SGDRule
-from .step import ClippingOptimizer, Params, keeping_of, learning_rate, limits_of, number_at_least_0
+from .base import ClippingOptimizer, Params, keeping_of, learning_rate, limits_of, number_at_least_0
 
 
 class SGD(ClippingOptimizer):
