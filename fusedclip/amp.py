@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from . import passes
-from .arguments import Elsewhere, Group, Peers, check_group, check_norm_type, peers_of
+from . import passes, reading
+from .arguments import check_norm_type
 from .gradients import Gradients, gather
 from .norms import Rule, follow
 from .optim.skip import combine_flags
+from .peers import Elsewhere, Group, check_group
 from .rules import AdaptiveRule, as_rule
 from .torch_internals import outside_graphs, refuse_tracing
 
@@ -71,37 +72,30 @@ def unscale_and_clip_grad_norm_(
     """
     refuse_tracing()
     p, rule = check_norm_type(norm_type), as_rule(max_norm)
-    groups = check_group(group, counted_elsewhere)
+    peers = check_group(group, counted_elsewhere)
     if not isinstance(scaler, torch.amp.GradScaler) or not isinstance(optimizer, torch.optim.Optimizer):
         given = f"{type(scaler).__name__} and {type(optimizer).__name__}"
         raise TypeError(f"unscale_and_clip_grad_norm_ takes a GradScaler and an optimizer, in this order, got {given}")
     grads_of = _parameters(optimizer)
-    peers = peers_of(groups, counted_elsewhere, grads_of)
     if isinstance(rule, AdaptiveRule):
         rule.bind(grads_of)
     if not scaler.is_enabled():
-        return _just_clip(gather(grads_of, p=p), p, rule, error_if_nonfinite, peers)
+        return _just_clip(gather(grads_of, p=p, peers=peers), p, rule, error_if_nonfinite)
     state, inverse = _begin(scaler, optimizer, group)
-    grads = gather(grads_of, p=p)
+    grads = gather(grads_of, p=p, peers=peers)
     if not allow_fp16:
         _refuse_fp16(grads)
     exact: Tensor | None = None
     try:
         exact = passes.clip_(
-            grads,
-            p,
-            rule,
-            error_if_nonfinite=error_if_nonfinite,
-            peers=peers,
-            multiplier=inverse,
-            dtype=torch.float64,
+            grads, p, rule, error_if_nonfinite=error_if_nonfinite, multiplier=inverse, dtype=torch.float64
         ).norm
     finally:
         if exact is not None or grads.is_written:  # an interrupt after the write must not have them unscaled twice
-            passes.insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, peers, rule))
+            passes.insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, rule))
     if isinstance(rule, AdaptiveRule):
         rule.settle(_found_anywhere(state))
-    return passes.as_result(exact, grads)
+    return reading.as_result(exact, grads)
 
 
 class GradScaler(torch.amp.GradScaler):
@@ -160,33 +154,27 @@ def _begin(
 
 
 def _note_unscaled(
-    state: dict[str, Any],
-    grads: Gradients,
-    p: float,
-    exact: Tensor | None,
-    home: torch.device,
-    peers: Peers | None,
-    rule: Rule,
+    state: dict[str, Any], grads: Gradients, p: float, exact: Tensor | None, home: torch.device, rule: Rule
 ) -> None:
     """Tell the scaler that these gradients are unscaled, and whether they were finite."""
     if exact is None:  # the interrupt took the norm away: read again, without the other ranks, who know by themselves
-        found_inf = passes.found_inf_by_reading(grads, None, alone=True)
+        found_inf = passes.found_inf_by_reading(grads, alone=True)
     else:
-        found_inf = passes.found_inf(grads, p, exact, peers)
+        found_inf = passes.found_inf(grads, p, exact)
     wanted = rule.wants_skipped() if isinstance(rule, AdaptiveRule) else None
     if wanted is not None:
         found_inf = torch.maximum(found_inf, follow(wanted, found_inf.device))
-    state["found_inf_per_device"] = _per_device(found_inf, grads, home, needed=not passes.stays_here(grads, peers))
+    state["found_inf_per_device"] = _per_device(found_inf, grads, home, needed=not grads.is_local)
     state["stage"] = OptState.UNSCALED
 
 
-def _just_clip(grads: Gradients, p: float, rule: Rule, error_if_nonfinite: bool, peers: Peers | None) -> Tensor:
+def _just_clip(grads: Gradients, p: float, rule: Rule, error_if_nonfinite: bool) -> Tensor:
     if isinstance(rule, AdaptiveRule) and rule.skips:
         raise ValueError(
             f"{type(rule).__name__} leaves steps out through the scaler, and this one is disabled; give the rule to "
             "fusedclip.optim.clip_on_step instead"
         )
-    norm = passes.clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers).norm
+    norm = passes.clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite).norm
     if isinstance(rule, AdaptiveRule):
         rule.settle()
     return norm

@@ -26,7 +26,6 @@ def totals(
     lifted: Tensor,
     p: float,
     grads: Gradients,
-    groups: Sequence[ProcessGroup],
     scopes: Sequence[Sequence[int]] | None,
     label: str,
 ) -> Tensor:
@@ -38,7 +37,7 @@ def totals(
     """
     shards, sources = grads.shards, grads.sources
     if not math.isinf(p):
-        refuse_groups_within_sets(shards, groups)
+        refuse_groups_within_sets(shards, grads.groups)
     if shards is None:
         wholes = _wholes(lifted, p, sources, scopes)
     elif p == 0 and shards.plan.sets:  # counts tensors; whether one has an element that is not 0, all its ranks decide
@@ -46,7 +45,7 @@ def totals(
         wholes = _wholes(each, p, range(len(each)), scopes)
     else:
         wholes = _over_sets(lifted, p, sources, shards, scopes, label)
-    for group in groups:
+    for group in grads.groups:
         wholes = merge_ranks(wholes, p, group, _home(grads), label)
     return _of_any(wholes, p)
 

@@ -202,17 +202,20 @@ def coefficient(norm: Tensor, rule: ClipRule) -> Tensor:
     return torch.where(limit == math.inf, 1.0, _coefficient(norm, limit, rule))
 
 
-def clipped(norm: Tensor, p: float, rule: Rule, multiplier: Tensor | None = None) -> Clipped:
-    """The norm and the coefficient that clips to the rule.
+def clipped(
+    norm: Tensor, p: float, rule: Rule, multiplier: Tensor | None = None, by_entry: Tensor | None = None
+) -> Clipped:
+    """The norm and the coefficient that clips to the rule; by an `EachRule` those of each entry, from their norms, [T].
 
     With a multiplier (an inverse loss scale), they are the norm of gradients yet to be multiplied by it, and the
     coefficient that multiplies as well. For p = 0 the norm is a count, which multiplying leaves alone.
     """
-    if multiplier is None:
-        return Clipped(norm, rule(norm))
-    multiplier = on_device(multiplier, norm.device)
-    norm = norm if counts_tensors(p) else norm * multiplier
-    return Clipped(norm, rule(norm) * multiplier)
+    if multiplier is not None:
+        multiplier = on_device(multiplier, norm.device)
+        if not counts_tensors(p):
+            norm, by_entry = norm * multiplier, None if by_entry is None else by_entry * multiplier
+    coef = rule.of_each(norm, by_entry) if isinstance(rule, EachRule) and by_entry is not None else rule(norm)
+    return Clipped(norm, coef if multiplier is None else coef * multiplier)
 
 
 def shows_nonfinite(p: float, dtype: torch.dtype) -> bool:

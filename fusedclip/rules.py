@@ -12,21 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import passes
-from .arguments import (
-    Elsewhere,
-    Group,
-    Limit,
-    Tensors,
-    check_group,
-    check_max_norm,
-    explain_no_gradients,
-    parameter_list,
-    peers_of,
-    shown,
-)
-from .gradients import gather
+from . import passes, reading
+from .arguments import Limit, Tensors, check_max_norm, parameter_list, shown
+from .gradients import gather_given
 from .norms import ClipRule, EachRule, Rule, follow
+from .peers import Elsewhere, Group, check_group
 from .torch_internals import outside_graphs, refuse_tracing
 
 State = dict[str, Tensor]
@@ -92,16 +82,13 @@ class AdaptiveRule(ABC):
             Does not wait for the device.
         """
         refuse_tracing()
-        groups = check_group(group, counted_elsewhere)
+        peers = check_group(group, counted_elsewhere)
         items = parameter_list(parameters, grad_attr)
         self.bind(items)
-        grads = gather(items, grad_attr)
-        if not grads.reads:
-            explain_no_gradients(items, grad_attr)
-        peers = peers_of(groups, counted_elsewhere, items)
-        norm = passes.clip_(grads, 2.0, self, peers=peers, dtype=torch.float64).norm
+        grads = gather_given(items, grad_attr, peers=peers)
+        norm = passes.clip_(grads, 2.0, self, dtype=torch.float64).norm
         self.settle()
-        self.total_norm = passes.as_result(norm, grads)
+        self.total_norm = reading.as_result(norm, grads)
         return self.total_norm
 
     def __call__(self, norm: Tensor) -> Tensor:

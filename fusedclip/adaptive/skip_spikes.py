@@ -6,9 +6,10 @@ from typing import NamedTuple, SupportsFloat
 import torch
 from torch import Tensor
 
-from ..arguments import Elsewhere, Group, Tensors, check_max_norm
+from ..arguments import Tensors, check_max_norm
 from ..later import Later
 from ..norms import ClipRule
+from ..peers import Elsewhere, Group
 from ..rules import AdaptiveRule, Proposal, State
 from ..torch_internals import outside_graphs, user_stacklevel
 from .options import count, fraction, number

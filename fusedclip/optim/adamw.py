@@ -5,7 +5,8 @@ from typing import Any, Literal, SupportsFloat
 import torch
 from torch import Tensor
 
-from ..arguments import Group, Limit
+from ..arguments import Limit
+from ..peers import Group
 from ..updates import AdamWRule
 from .base import ClippingOptimizer, Params, keeping_of, learning_rate, limits_of, number_at_least_0
 

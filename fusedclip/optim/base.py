@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..arguments import Group, Limit, check_group, check_max_norm, check_norm_type, check_on_nonfinite, shown
+from ..arguments import Limit, check_max_norm, check_norm_type, on_nonfinite_is, shown
 from ..norms import ClipRule
+from ..peers import Group, check_group
 from ..torch_internals import outside_graphs, refuse_tracing
 from ..updates import UpdateRule
 from .limits import Limits, measure
@@ -166,7 +167,7 @@ class ClippingOptimizer(Optimizer):
 
 def limits_of(max_norm: Limit | None, norm_type: SupportsFloat, on_nonfinite: str, group: Group | None) -> Limits:
     """The constructor's arguments, checked."""
-    skip = check_on_nonfinite(on_nonfinite, ("propagate", "skip")) == "skip"
+    skip = on_nonfinite_is("skip", on_nonfinite)
     rule = None if max_norm is None else ClipRule(check_max_norm(max_norm))
     if skip and rule is None:
         raise ValueError("on_nonfinite='skip' asks the norm, and max_norm=None takes none; max_norm=inf measures only")

@@ -1,20 +1,18 @@
 """What clips the gradients of an optimizer of our own: norms are measured, coefficients are left to its kernels."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import passes
-from ..arguments import Peers, check_max_norm, peers_of
+from ..arguments import check_max_norm
 from ..gradients import gather
 from ..norms import Clipped, ClipRule, Rule, follow
+from ..peers import Peers
 from ..scopes import Scope, measure_scopes, scope_result
 from .skip import combine_flags
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 TOGETHER = -1  # the scope of all groups without a limit of their own
 
@@ -26,7 +24,7 @@ class Limits:
     rule: ClipRule | None  # of what is clipped together; None: that is not even measured
     p: float
     skip: bool
-    ranks: "tuple[ProcessGroup, ...]"
+    peers: Peers | None
 
 
 @dataclass
@@ -52,15 +50,14 @@ def measure(
     measured = Measured(coefs, None)
     parameters, scopes = scopes_of(groups, limits.rule)
     if scopes:
-        grads = gather(parameters, p=limits.p)
-        peers: Peers | None = peers_of(limits.ranks, None, parameters)
+        grads = gather(parameters, p=limits.p, peers=limits.peers)
         if len(scopes) == 1 and len(next(iter(scopes.values())).entries) == len(parameters):
             (scope,) = scopes.values()
-            clipped = [passes.measure(grads, limits.p, scope.rule, peers=peers, multiplier=inverse)]
+            clipped = [passes.measure(grads, limits.p, scope.rule, multiplier=inverse)]
         else:
-            clipped = measure_scopes(grads, limits.p, [*scopes.values()], peers=peers, multiplier=inverse)
+            clipped = measure_scopes(grads, limits.p, [*scopes.values()], multiplier=inverse)
         if limits.skip:
-            flags.append(passes.found_inf(grads, limits.p, torch.stack([c.norm for c in clipped]), peers))
+            flags.append(passes.found_inf(grads, limits.p, torch.stack([c.norm for c in clipped])))
         norms = [scope_result(c.norm, grads, scope) for c, scope in zip(clipped, scopes.values(), strict=True)]
         _note(measured, dict(zip(scopes, clipped, strict=True)), dict(zip(scopes, norms, strict=True)), scale)
     measured.skip = combine_flags(flags).float() if flags else None

@@ -13,19 +13,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .. import passes
-from ..arguments import (
-    Elsewhere,
-    Group,
-    Limit,
-    Peers,
-    check_defer,
-    check_group,
-    check_norm_type,
-    check_on_nonfinite,
-    peers_of,
-)
+from ..arguments import Limit, check_defer, check_norm_type, on_nonfinite_is
 from ..gradients import Gradients, gather, shares_memory
 from ..norms import Clipped, EachRule, Rule, follow
+from ..peers import Elsewhere, Group, Peers, check_group
 from ..rules import AdaptiveRule, as_rule
 from ..scopes import Scope, measure_scopes, scale_scopes_, scope_result
 from ..torch_internals import outside_graphs, refuse_tracing
@@ -106,10 +97,9 @@ def clip_on_step(
     #                   scales   defers   scales   defers
     #     AdamW          1.25     1.25     1.57     1.36      (a grad_scale of 1 at the steps that don't clip: 1.37)
     #     SGD, momentum  1.29     1.29     1.77     1.54
-    skip = check_on_nonfinite(on_nonfinite, ("propagate", "skip")) == "skip"
+    skip = on_nonfinite_is("skip", on_nonfinite)
     rule, p = as_rule(max_norm), check_norm_type(norm_type)
-    ranks = (check_group(group, counted_elsewhere), counted_elsewhere)
-    handle = ClipOnStep(rule, p, skip, check_defer(defer), ranks)
+    handle = ClipOnStep(rule, p, skip, check_defer(defer), check_group(group, counted_elsewhere))
     handle._register(optimizer)
     return handle
 
@@ -133,10 +123,8 @@ class ClipOnStep:
 
     _is_registered = False  # before _register, after remove() and in a copy
 
-    def __init__(
-        self, rule: Rule, p: float, skip: bool, defer: bool | None, ranks: tuple[Any, Elsewhere | None]
-    ) -> None:
-        self._rule, self._p, self._skip, self._defer, self._ranks = rule, p, skip, defer, ranks
+    def __init__(self, rule: Rule, p: float, skip: bool, defer: bool | None, peers: Peers | None) -> None:
+        self._rule, self._p, self._skip, self._defer, self._peers = rule, p, skip, defer, peers
         if isinstance(rule, AdaptiveRule):
             self._skip |= rule.skips
         self.group_norms = {}
@@ -238,15 +226,15 @@ class ClipOnStep:
         self._check(optimizer)
         if stand_in is None:
             refuse_unmade_momentum(optimizer)
-        grads, scopes, peers = self._gather(optimizer)
+        grads, scopes = self._gather(optimizer)
         scale = getattr(optimizer, "grad_scale", None)  # a GradScaler's: these gradients are still too large by that
         one = len(scopes) == 1 and not isinstance(self._rule, EachRule)  # coefficient
         defer = stand_in is not None and one and self._defers(optimizer, grads, scaled=scale is not None)
-        clipped = self._measure_and_scale(grads, list(scopes.values()), peers, scale, write=not defer)
+        clipped = self._measure_and_scale(grads, list(scopes.values()), scale, write=not defer)
         whole = clipped[0]
         if stand_in is not None and defer and (scale is not None or not _seen_to_be_one(whole.coef)):
             stand_in.grad_scale = whole.coef.reciprocal().float()
-        self._prepare_skip(optimizer, stand_in, self._found_inf(grads, peers, clipped))
+        self._prepare_skip(optimizer, stand_in, self._found_inf(grads, clipped))
 
         coef = whole.coef if scale is None else whole.coef * follow(scale, whole.coef.device)
         results = [scope_result(c.norm, grads, scope) for c, scope in zip(clipped, scopes.values(), strict=True)]
@@ -254,12 +242,12 @@ class ClipOnStep:
         self.clip_coef = coef.to(self.total_norm.dtype, copy=True)
         self.group_norms = dict(zip(list(scopes)[1:], own, strict=True))
 
-    def _gather(self, optimizer: Optimizer) -> tuple[Gradients, dict[int, Scope], Peers | None]:
-        """All gradients; what is clipped together (the first) and by itself, by index of the param group; peers."""
+    def _gather(self, optimizer: Optimizer) -> tuple[Gradients, dict[int, Scope]]:
+        """All gradients; what is clipped together (the first) and by itself, by index of the param group."""
         parameters, scopes = scopes_of(optimizer.param_groups, self._rule)
         if isinstance(self._rule, AdaptiveRule):
             self._rule.bind(parameters)
-        return gather(parameters, p=self._p), scopes, peers_of(*self._ranks, parameters)
+        return gather(parameters, p=self._p, peers=self._peers), scopes
 
     def _defers(self, optimizer: Optimizer, grads: Gradients, *, scaled: bool) -> bool:
         if shares_memory(grads):
@@ -275,7 +263,7 @@ class ClipOnStep:
         return takes_grad_scale(optimizer) and grads.dtype == torch.float32 and (scaled or grads.device.type == "cpu")
 
     def _measure_and_scale(
-        self, grads: Gradients, scopes: list[Scope], peers: Peers | None, scale: Tensor | None, *, write: bool
+        self, grads: Gradients, scopes: list[Scope], scale: Tensor | None, *, write: bool
     ) -> list[Clipped]:
         """Clip, or without `write` only find out by how much; norms are in fp64.
 
@@ -284,21 +272,19 @@ class ClipOnStep:
         """
         p = self._p
         if len(scopes) == 1 and write and scale is None:
-            return [passes.clip_(grads, p, scopes[0].rule, peers=peers, dtype=torch.float64)]
+            return [passes.clip_(grads, p, scopes[0].rule, dtype=torch.float64)]
         inverse = None if scale is None else scale.double().reciprocal()
         if len(scopes) == 1:
-            clipped = [passes.measure(grads, p, scopes[0].rule, peers=peers, multiplier=inverse)]
+            clipped = [passes.measure(grads, p, scopes[0].rule, multiplier=inverse)]
         else:
-            clipped = measure_scopes(grads, p, scopes, peers=peers, multiplier=inverse)
+            clipped = measure_scopes(grads, p, scopes, multiplier=inverse)
         if write:
             coefs = [_unscaled(c, scope.rule, scale) for c, scope in zip(clipped, scopes, strict=True)]
             scale_scopes_(grads, scopes, coefs)
         return clipped
 
-    def _found_inf(self, grads: Gradients, peers: Peers | None, clipped: list[Clipped]) -> Tensor | None:
-        if not self._skip:
-            return None
-        return passes.found_inf(grads, self._p, torch.stack([c.norm for c in clipped]), peers)
+    def _found_inf(self, grads: Gradients, clipped: list[Clipped]) -> Tensor | None:
+        return passes.found_inf(grads, self._p, torch.stack([c.norm for c in clipped])) if self._skip else None
 
     def _prepare_skip(self, optimizer: Optimizer, stand_in: StandIn | None, found: Tensor | None) -> None:
         """Show the step whether to skip, in our eyes or a GradScaler's, whose answer to no gradients is a plain 0."""
