@@ -8,7 +8,9 @@ from torch import Tensor
 from ..arguments import Limit
 from ..peers import Group
 from ..updates import SGDRule
-from .base import ClippingOptimizer, Params, keeping_of, learning_rate, limits_of, number_at_least_0
+from .base import ClippingOptimizer, Params, learning_rate, number_at_least_0
+from .limits import limits_of
+from .states import keeping_of
 
 
 class SGD(ClippingOptimizer):
