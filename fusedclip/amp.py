@@ -76,13 +76,13 @@ def unscale_and_clip_grad_norm_(
     if not isinstance(scaler, torch.amp.GradScaler) or not isinstance(optimizer, torch.optim.Optimizer):
         given = f"{type(scaler).__name__} and {type(optimizer).__name__}"
         raise TypeError(f"unscale_and_clip_grad_norm_ takes a GradScaler and an optimizer, in this order, got {given}")
-    grads_of = _parameters(optimizer)
+    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if isinstance(rule, AdaptiveRule):
-        rule.bind(grads_of)
+        rule.bind(parameters)
     if not scaler.is_enabled():
-        return _just_clip(gather(grads_of, p=p, peers=peers), p, rule, error_if_nonfinite)
+        return _just_clip(gather(parameters, p=p, peers=peers), p, rule, error_if_nonfinite)
     state, inverse = _begin(scaler, optimizer, group)
-    grads = gather(grads_of, p=p, peers=peers)
+    grads = gather(parameters, p=p, peers=peers)
     if not allow_fp16:
         _refuse_fp16(grads)
     exact: Tensor | None = None
@@ -94,7 +94,7 @@ def unscale_and_clip_grad_norm_(
         if exact is not None or grads.is_written:  # an interrupt after the write must not have them unscaled twice
             passes.insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, rule))
     if isinstance(rule, AdaptiveRule):
-        rule.settle(_found_anywhere(state))
+        rule.settle(combine_flags([*state["found_inf_per_device"].values()]))
     return reading.as_result(exact, grads)
 
 
@@ -178,15 +178,6 @@ def _just_clip(grads: Gradients, p: float, rule: Rule, error_if_nonfinite: bool)
     if isinstance(rule, AdaptiveRule):
         rule.settle()
     return norm
-
-
-def _found_anywhere(state: dict[str, Any]) -> Tensor | None:
-    flags = list(state["found_inf_per_device"].values())
-    return combine_flags(flags) if flags else None
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _refuse_fp16(grads: Gradients) -> None:

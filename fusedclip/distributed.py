@@ -98,14 +98,14 @@ def stats_over_ranks(
     """
     by_entry, shards = by_entry.clone(), grads.shards
     refuse_groups_within_sets(shards, groups)
-    wholes = [norms.combine_stats(counted)] if shards is None else _over_sets_each(counted, by_entry, grads, shards)
+    wholes = [norms.combine_stats(counted)] if shards is None else _stats_over_sets(counted, by_entry, grads, shards)
     total = norms.combine_stats(torch.stack(wholes, 1))
     for group in groups:
         total = merge_stats(total, group, _home(grads), "statistics")
     return by_entry, total
 
 
-def _over_sets_each(counted: Tensor, by_entry: Tensor, grads: Gradients, shards: Shards) -> list[Tensor]:
+def _stats_over_sets(counted: Tensor, by_entry: Tensor, grads: Gradients, shards: Shards) -> list[Tensor]:
     """Those of each share, [5]; those of its entries take their places in `by_entry`.
 
     One SUM and one MAX per reduce set: of its entries, and of all of them together, in which a gradient listed twice

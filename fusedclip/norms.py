@@ -46,8 +46,14 @@ class ClipRule(NamedTuple):
     eps: float = EPS
 
     def __call__(self, norm: Tensor) -> Tensor:
-        """The coefficient, elementwise and on the norm's device."""
-        return coefficient(norm, self)
+        """min(1, max_norm / (norm + eps)), elementwise and on the norm's device; NaN stays NaN."""
+        if isinstance(self.max_norm, float) and self.max_norm == math.inf:
+            return torch.ones_like(norm)
+        limit = on_device(self.max_norm, norm.device)  # a tensor: torch divides a number by one in two roundings
+        coef = (limit / (norm + self.eps)).clamp(max=1.0)
+        if self.zero_nonfinite:
+            coef = torch.where(norm.isfinite(), coef, 0.0)
+        return coef if isinstance(self.max_norm, float) else torch.where(limit == math.inf, 1.0, coef)
 
 
 class EachRule(ABC):
@@ -191,17 +197,6 @@ def finish(lifted: Tensor, p: float) -> Tensor:
     return lifted.pow(1 / p)
 
 
-def coefficient(norm: Tensor, rule: ClipRule) -> Tensor:
-    """min(1, max_norm / (norm + 1e-6)), elementwise and on the norm's device; NaN stays NaN."""
-    if isinstance(rule.max_norm, float):
-        if rule.max_norm == math.inf:
-            return torch.ones_like(norm)
-        # A tensor, since torch divides a number by one in two roundings.
-        return _coefficient(norm, on_device(rule.max_norm, norm.device), rule)
-    limit = on_device(rule.max_norm, norm.device)
-    return torch.where(limit == math.inf, 1.0, _coefficient(norm, limit, rule))
-
-
 def clipped(
     norm: Tensor, p: float, rule: Rule, multiplier: Tensor | None = None, by_entry: Tensor | None = None
 ) -> Clipped:
@@ -225,10 +220,3 @@ def shows_nonfinite(p: float, dtype: torch.dtype) -> bool:
     and squares of fp64 gradients (`dtype` is that of results: fp64 if any gradient is).
     """
     return p == math.inf or (p in (1, 2) and dtype != torch.float64)
-
-
-def _coefficient(norm: Tensor, limit: Tensor, rule: ClipRule) -> Tensor:
-    coef = (limit / (norm + rule.eps)).clamp(max=1.0)
-    if rule.zero_nonfinite:
-        coef = torch.where(norm.isfinite(), coef, 0.0)
-    return coef

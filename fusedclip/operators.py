@@ -120,8 +120,7 @@ def _clip_with_stats_(
     gradients: list[Tensor], entries: list[int], max_norm: Tensor, p: float, zero: bool
 ) -> tuple[Tensor, Tensor]:
     rule, grads = ClipRule(check_max_norm(max_norm), zero), gather(gradients, None, p=norms.MODULUS)
-    by_gradient, total = reading.stats_of(reading.stats_each(grads), grads)
-    passes.scale_(grads, rule(norms.finish(total[norms.ROWS[p]], p)), zero=zero)
+    by_gradient, total = stats.clip_with_stats_(grads, p, rule)
     return stats.finished(_by_entry(by_gradient, entries), total, grads, p)
 
 

@@ -178,7 +178,7 @@ class AdaptiveRule(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
 
 
-class AdaptiveEachRule(AdaptiveRule, EachRule):
+class AdaptiveEachRule(EachRule, AdaptiveRule):
     """One that gives each gradient a coefficient of its own. Its state has a number for each entry of the list."""
 
     def __init__(self, **options: Any) -> None:
@@ -192,9 +192,6 @@ class AdaptiveEachRule(AdaptiveRule, EachRule):
 
     def propose(self, norm: Tensor, state: State) -> Proposal:
         raise TypeError(f"{type(self).__name__} wants the norm of each gradient")
-
-    def __call__(self, norm: Tensor) -> Tensor:
-        return EachRule.__call__(self, norm)
 
     def of_each(self, norm: Tensor, by_entry: Tensor) -> Tensor:
         return self._note(norm, self.propose_each(norm, by_entry, self._on(by_entry.device)))

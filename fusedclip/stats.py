@@ -103,13 +103,20 @@ def clip_grad_norm_with_stats_(
     rule = ClipRule(limit, on_nonfinite_is("zero", on_nonfinite))
     peers = check_group(group, counted_elsewhere)
     grads = gather_given(parameter_list(parameters, grad_attr), grad_attr, p=norms.MODULUS, peers=peers)
+    return as_stats(*finished(*clip_with_stats_(grads, p, rule, error_if_nonfinite), grads, p))
+
+
+def clip_with_stats_(
+    grads: Gradients, p: float, rule: ClipRule, error_if_nonfinite: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The same of gradients that have been gathered, giving lifted statistics: [5, T] and [5]."""
     lifted, row = reading.stats_each(grads), norms.ROWS[p]
     by_entry, total = reading.stats_of(lifted, grads)
     norm = norms.finish(total[row], p)
     if error_if_nonfinite:
         reading.raise_if_nonfinite(norm, lifted[row], grads, p)
-    passes.scale_(grads, norms.clipped(norm, p, rule).coef, zero=rule.zero_nonfinite)
-    return as_stats(*finished(by_entry, total, grads, p))
+    passes.scale_(grads, rule(norm), zero=rule.zero_nonfinite)
+    return by_entry, total
 
 
 def _check_order(norm_type: SupportsFloat | str) -> float:

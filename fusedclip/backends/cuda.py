@@ -146,12 +146,6 @@ def runs_on(built: str, capability: tuple[int, int]) -> bool:
     for number, letter, kind in re.findall(r"(\d+)([a-z]?)(-real|-virtual|)", built):
         architecture = int(number)
         same_major = architecture // 10 == capability[0]
-        if letter:
-            fits = architecture == device
-        elif kind == "-real":
-            fits = same_major and architecture <= device
-        else:
-            fits = architecture <= device
-        if fits:
+        if architecture == device or (not letter and architecture < device and (kind != "-real" or same_major)):
             return True
     return False

@@ -81,11 +81,8 @@ class AdamW(ClippingOptimizer):
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
             "maximize": maximize,
-            # torch's, for its own use after loading
-            "foreach": None,
+            # torch's, for its own use after loading; base.py has those of all optimizers
             "capturable": False,
-            "differentiable": False,
-            "fused": True,
             "decoupled_weight_decay": True,
         }
         super().__init__(

@@ -27,7 +27,8 @@ class ClippingOptimizer(Optimizer, LastStep):
 
     def __init__(self, params: Params, defaults: dict[str, Any], limits: Limits, keeping: Keeping) -> None:
         self._limits, self._keeping, self.group_norms = limits, keeping, {}
-        super().__init__(params, defaults)
+        # torch's, for its own use after loading
+        super().__init__(params, {**defaults, "foreach": None, "differentiable": False, "fused": True})
 
     @abstractmethod
     def _rule(self, group: dict[str, Any]) -> UpdateRule:

@@ -61,4 +61,5 @@ def measure(
         results = results_of(clipped, grads, scopes, scale)
         for number, own in clipped.items():  # all groups together come first
             coefs[slice(None) if number == TOGETHER else number] = follow(own.coef, device)
-    return Measured(coefs, combine_flags(flags).float() if flags else None, results)
+    skip = combine_flags(flags)
+    return Measured(coefs, None if skip is None else skip.float(), results)

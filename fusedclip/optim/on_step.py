@@ -262,10 +262,11 @@ class ClipOnStep(LastStep):
         """Show the step whether to skip, in our eyes or a GradScaler's, whose answer to no gradients is a plain 0."""
         flags = [flag for flag in (found, getattr(optimizer, "found_inf", None)) if isinstance(flag, Tensor)]
         if isinstance(self._rule, AdaptiveRule):
-            wanted = self._rule.settle(combine_flags(flags) if flags else None)
+            wanted = self._rule.settle(combine_flags(flags))
             flags += [] if wanted is None else [wanted]
-        if self._skip and stand_in is not None:
-            stand_in.found_inf = combine_flags(flags)
+        skip = combine_flags(flags)
+        if self._skip and stand_in is not None and skip is not None:
+            stand_in.found_inf = skip
         if flags and isinstance(optimizer, torch.optim.SGD):
             prepare_momentum(optimizer, stand_in)
 

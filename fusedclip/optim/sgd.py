@@ -53,10 +53,6 @@ class SGD(ClippingOptimizer):
             "weight_decay": weight_decay,
             "nesterov": nesterov,
             "maximize": maximize,
-            # torch's, for its own use after loading
-            "foreach": None,
-            "differentiable": False,
-            "fused": True,
         }
         super().__init__(
             params, defaults, limits_of(max_norm, norm_type, on_nonfinite, group), keeping_of(moments, master)
