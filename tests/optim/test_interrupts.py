@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from fusedclip.backends.cpu_update import CpuUpdater
+from fusedclip.backends.cpu import CpuUpdater
 from fusedclip.optim import AdamW
 
 
