@@ -31,6 +31,7 @@ __all__ = [
     "available",
     "explain",
     "for_lists",
+    "lacking",
     "serving",
     "updating",
     "use",
@@ -47,6 +48,11 @@ _chosen: dict[tuple[torch.device, frozenset[torch.dtype]], Backend] = {}  # what
 def available() -> tuple[str, ...]:
     """Names of the engines that can run on this machine, the preferred one first."""
     return tuple(backend.name for backend in ORDER if backend.missing() is None)
+
+
+def lacking() -> str | None:
+    """Why the engine that every machine should have, the CPU's, is not here; None if it is."""
+    return _BY_NAME[_HOME["cpu"]].missing()
 
 
 def explain() -> str:
