@@ -110,29 +110,7 @@ class GradScaler(torch.amp.GradScaler):
         scaler.update()
     """
 
-    @outside_graphs
-    def unscale_and_clip_grad_norm_(
-        self,
-        optimizer: torch.optim.Optimizer,
-        max_norm: SupportsFloat | Tensor | AdaptiveRule,
-        norm_type: SupportsFloat = 2.0,
-        *,
-        error_if_nonfinite: bool = False,
-        group: Group | None = None,
-        counted_elsewhere: Elsewhere | None = None,
-        allow_fp16: bool = False,
-    ) -> Tensor:
-        """`fusedclip.amp.unscale_and_clip_grad_norm_` for this scaler; see there."""
-        return unscale_and_clip_grad_norm_(
-            self,
-            optimizer,
-            max_norm,
-            norm_type,
-            error_if_nonfinite=error_if_nonfinite,
-            group=group,
-            counted_elsewhere=counted_elsewhere,
-            allow_fp16=allow_fp16,
-        )
+    unscale_and_clip_grad_norm_ = unscale_and_clip_grad_norm_  # whose first argument is self
 
 
 def _begin(

@@ -16,7 +16,8 @@ from torch.distributed import ProcessGroup, ReduceOp
 from torch.distributed.device_mesh import DeviceMesh
 
 from . import norms
-from .gradients import Batch, Gradients, flatten
+from .gradients import Batch, Gradients
+from .gradients.layouts import flatten
 from .gradients.shards import HERE, Plan, Shards, Share, local_of
 from .process_groups import group_of, refuse_groups_within_sets
 from .torch_internals import as_torch

@@ -79,7 +79,7 @@ class AdaptiveRule(ABC):
 
         Returns:
             The norm before clipping, of order 2: 0-d, fp32 (fp64 if any gradient is), on the first gradient's device.
-            Does not wait for the device.
+            Does not wait for the device. (`SkipSpikes`: whether it was a spike.)
         """
         refuse_tracing()
         peers = check_group(group, counted_elsewhere)
@@ -89,7 +89,11 @@ class AdaptiveRule(ABC):
         norm = passes.clip_(grads, 2.0, self, dtype=torch.float64).norm
         self.settle()
         self.total_norm = reading.as_result(norm, grads)
-        return self.total_norm
+        return self._answer(self.total_norm)
+
+    def _answer(self, norm: Tensor) -> Tensor:
+        """What `clip_` returns."""
+        return norm
 
     def __call__(self, norm: Tensor) -> Tensor:
         """The coefficient for this norm. Asking again changes nothing."""

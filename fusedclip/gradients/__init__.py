@@ -2,14 +2,13 @@
 
 from .batch import Batch
 from .collect import Gradients, Write, from_sweep, gather, gather_given
-from .layouts import flatten, store
+from .layouts import store
 from .shared import refuse_shared, shares_memory
 
 __all__ = [
     "Batch",
     "Gradients",
     "Write",
-    "flatten",
     "from_sweep",
     "gather",
     "gather_given",

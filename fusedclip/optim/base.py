@@ -23,6 +23,7 @@ Params = Any  # torch's ParamsT
 class ClippingOptimizer(Optimizer, LastStep):
     """An optimizer that reads each gradient for the norm, once more for the update, and never writes one."""
 
+    _own_keys: frozenset[str] = frozenset()  # of states that torch's optimizer does not have, masters aside
     _step_supports_amp_scaling = True  # a GradScaler leaves unscaling and skipping to the step
 
     def __init__(self, params: Params, defaults: dict[str, Any], limits: Limits, keeping: Keeping) -> None:
@@ -134,7 +135,7 @@ class ClippingOptimizer(Optimizer, LastStep):
         whole = self.state_dict()
         masters = {*KEYS.values()}
         dropped = sum(bool(masters & state.keys()) for state in whole["state"].values())
-        own = masters | self._own_keys()
+        own = masters | self._own_keys
         whole["state"] = {
             key: {name: value for name, value in state.items() if name not in own}
             for key, state in whole["state"].items()
@@ -143,10 +144,6 @@ class ClippingOptimizer(Optimizer, LastStep):
             group.pop("max_norm", None)
         warn_dropped(dropped, "a torch optimizer")
         return whole
-
-    def _own_keys(self) -> set[str]:
-        """Of the states that torch's optimizer does not have, masters aside."""
-        return set()
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("_limits", "_keeping", "total_norm", "clip_coef", "group_norms")

@@ -29,6 +29,8 @@ class SGD(ClippingOptimizer):
     A step that is skipped leaves no momentum behind, with dampening, too: the first step that is made is the first.
     """
 
+    _own_keys = frozenset({"step"})
+
     def __init__(
         self,
         params: Params,
@@ -70,6 +72,3 @@ class SGD(ClippingOptimizer):
             bool(group["nesterov"]),
             bool(group["maximize"]),
         )
-
-    def _own_keys(self) -> set[str]:
-        return {"step"}
