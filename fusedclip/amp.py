@@ -14,11 +14,12 @@ from torch.amp.grad_scaler import OptState
 from . import passes, reading
 from .arguments import check_norm_type
 from .gradients import Gradients, gather
-from .norms import Rule, follow
+from .norms import Rule
 from .optim.skip import combine_flags
 from .peers import Elsewhere, Group, check_group
 from .rules import AdaptiveRule, as_rule
 from .torch_internals import outside_graphs, refuse_tracing
+from .transfers import follow
 
 
 @outside_graphs
@@ -76,7 +77,7 @@ def unscale_and_clip_grad_norm_(
     if not isinstance(scaler, torch.amp.GradScaler) or not isinstance(optimizer, torch.optim.Optimizer):
         given = f"{type(scaler).__name__} and {type(optimizer).__name__}"
         raise TypeError(f"unscale_and_clip_grad_norm_ takes a GradScaler and an optimizer, in this order, got {given}")
-    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters: list[Tensor] = [parameter for own in optimizer.param_groups for parameter in own["params"]]
     if isinstance(rule, AdaptiveRule):
         rule.bind(parameters)
     if not scaler.is_enabled():

@@ -21,15 +21,10 @@ from .gradients.layouts import flatten
 from .gradients.shards import HERE, Plan, Shards, Share, local_of
 from .process_groups import group_of, refuse_groups_within_sets
 from .torch_internals import as_torch
+from .transfers import index_on
 
 
-def totals(
-    lifted: Tensor,
-    p: float,
-    grads: Gradients,
-    scopes: Sequence[Sequence[int]] | None,
-    label: str,
-) -> Tensor:
+def totals(lifted: Tensor, p: float, grads: Gradients, scopes: Sequence[Sequence[int]] | None, label: str) -> Tensor:
     """The lifted values [U] of the gradients of this rank to those of scopes over all ranks, [S].
 
     `scopes`: the entries of each, None for one of all. `label`: what other ranks have to call them, too.
@@ -59,7 +54,7 @@ def each_over_ranks(lifted: Tensor, p: float, grads: Gradients) -> Tensor:
 
 def _spread(lifted: Tensor, p: float, sources: Sequence[int]) -> Tensor:
     """[..., U] to [..., T], the identity for none."""
-    return norms.spread(lifted, norms.index_on(sources, lifted.device), norms.identity(p))
+    return norms.spread(lifted, index_on(sources, lifted.device), norms.identity(p))
 
 
 def _each_once(lifted: Tensor, p: float, sources: Sequence[int]) -> Tensor:
@@ -70,7 +65,7 @@ def _each_once(lifted: Tensor, p: float, sources: Sequence[int]) -> Tensor:
     each = _spread(lifted, p, sources)
     first = {place: entry for entry, place in reversed(list(enumerate(sources)))}
     again = [entry for entry, place in enumerate(sources) if place >= 0 and first[place] != entry]
-    each[norms.index_on(again, each.device)] = norms.identity(p)
+    each[index_on(again, each.device)] = norms.identity(p)
     return each
 
 
@@ -81,7 +76,7 @@ def _each_over_sets(
     plan = shards.plan
     for number, one in enumerate(plan.sets):
         shares = [share for share in plan.shares if share.member == number]
-        indices = [norms.index_on(share.entries, each.device) for share in shares]
+        indices = [index_on(share.entries, each.device) for share in shares]
         parts = [_part(each[..., index], p, share.replicas) for index, share in zip(indices, shares, strict=True)]
         contents = (plan.in_order[number], scopes and plan.contents(number, scopes))
         label_of_set = f"{label} {plan.count(number)}"
@@ -117,7 +112,7 @@ def _stats_over_sets(counted: Tensor, by_entry: Tensor, grads: Gradients, shards
     for number, one in enumerate(shards.plan.sets):
         members = [n for n, share in enumerate(shards.plan.shares) if share.member == number]
         shares = [shards.plan.shares[n] for n in members]
-        indices = [norms.index_on(share.entries, by_entry.device) for share in shares]
+        indices = [index_on(share.entries, by_entry.device) for share in shares]
         columns = [torch.cat([by_entry[:, i], own[n][:, None]], 1) for i, n in zip(indices, members, strict=True)]
         parts = torch.cat([_part_of_stats(c, share) for c, share in zip(columns, shares, strict=True)], 1)
         label = f"statistics of {shards.plan.count(number)}"
@@ -130,7 +125,7 @@ def _stats_over_sets(counted: Tensor, by_entry: Tensor, grads: Gradients, shards
 
 def _whole_share(lifted: Tensor, share: Share, sources: Sequence[int]) -> Tensor:
     places = sorted({sources[entry] for entry in share.entries} - {-1})
-    return norms.combine_stats(lifted[:, norms.index_on(places, lifted.device)])
+    return norms.combine_stats(lifted[:, index_on(places, lifted.device)])
 
 
 def _part_of_stats(lifted: Tensor, share: Share) -> Tensor:

@@ -16,6 +16,7 @@ from .arguments import check_max_norm, check_total_norm
 from .gradients import gather
 from .norms import ClipRule
 from .scopes import Scope, measure_scopes, scale_scopes_, scope_result
+from .transfers import index_on, on_device
 
 Function = Callable[..., Any]
 
@@ -97,7 +98,7 @@ def _clip_scopes_(gradients: list[Tensor], sizes: list[int], max_norms: list[Ten
 @_operator("scale_(Tensor(a!)[] gradients, Tensor max_norm, Tensor total_norm) -> ()", _nothing)
 def _scale_(gradients: list[Tensor], max_norm: Tensor, total_norm: Tensor) -> None:
     rule, norm, grads = ClipRule(check_max_norm(max_norm)), check_total_norm(total_norm), gather(gradients, None)
-    passes.scale_(grads, rule(norms.on_device(norm, grads.device)))
+    passes.scale_(grads, rule(on_device(norm, grads.device)))
 
 
 @_operator("clamp_(Tensor(a!)[] gradients, float clip_value) -> ()", _nothing)
@@ -126,4 +127,4 @@ def _clip_with_stats_(
 
 def _by_entry(values: Tensor, entries: list[int]) -> Tensor:
     """Values in the order of the gradients, [..., U], as those of the parameters, [..., T]."""
-    return norms.spread(values, norms.index_on(entries, values.device))
+    return norms.spread(values, index_on(entries, values.device))

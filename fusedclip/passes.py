@@ -25,6 +25,7 @@ from .norms import Clipped, ClipRule, EachRule, Rule
 from .peers import Peers
 from .reading import first_entries, lift_each, norms_of_entries, raise_if_nonfinite, rounded, total
 from .torch_internals import as_torch, increment_version
+from .transfers import index_on, on_device
 
 
 def clip_list_(
@@ -73,7 +74,7 @@ def scale_list_(items: list[Tensor], attribute: str, rule: ClipRule, norm: float
         grads = gather(items, attribute)
     if not grads.reads:
         explain_no_gradients(items, attribute)
-    scale_(grads, rule(norms.on_device(norm, grads.device)), zero=rule.zero_nonfinite)
+    scale_(grads, rule(on_device(norm, grads.device)), zero=rule.zero_nonfinite)
 
 
 def handed_out(norm: Tensor, grads: Gradients) -> Tensor:
@@ -122,40 +123,28 @@ def _fusing(grads: Gradients, p: float, error_if_nonfinite: bool) -> Backend | N
 
 
 def measure(
-    grads: Gradients,
-    p: float,
-    rule: Rule,
-    *,
-    error_if_nonfinite: bool = False,
-    multiplier: Tensor | None = None,
+    grads: Gradients, p: float, rule: Rule, *, error_if_nonfinite: bool = False, multiplier: Tensor | None = None
 ) -> Clipped:
     """What `clip_` does but for the write pass: the coefficient is for someone else to apply. The norm is in fp64."""
     if not grads.reads and grads.is_local:
         return Clipped(norm(grads, p, torch.float64), torch.ones((), dtype=torch.float64, device="cpu"))
     if isinstance(rule, EachRule):
-        lifted = lift_each(grads, p)
-        return clipped_by(lifted, grads, p, rule, error_if_nonfinite=error_if_nonfinite, multiplier=multiplier)
+        return clipped_by(lift_each(grads, p), grads, p, rule, multiplier, error_if_nonfinite)
     exact = norm(grads, p, torch.float64, error_if_nonfinite=error_if_nonfinite)
     return norms.clipped(exact, p, rule, multiplier)
 
 
 def clipped_by(
-    lifted: Tensor,
-    grads: Gradients,
-    p: float,
-    rule: Rule,
-    *,
-    error_if_nonfinite: bool = False,
-    multiplier: Tensor | None = None,
+    lifted: Tensor, grads: Gradients, p: float, rule: Rule, multiplier: Tensor | None = None, only_finite: bool = False
 ) -> Clipped:
     """The same of gradients that have been read."""
-    exact = _exact_norm(lifted, grads, p, error_if_nonfinite)
+    exact = _exact_norm(lifted, grads, p, only_finite)
     if not isinstance(rule, EachRule):
         return norms.clipped(exact, p, rule, multiplier)
     clipped = norms.clipped(exact, p, rule, multiplier, norms_of_entries(lifted, grads, p))
     if grads.packed_sources is None:
         return clipped
-    return Clipped(clipped.norm, clipped.coef[norms.index_on(first_entries(grads), clipped.coef.device)])
+    return Clipped(clipped.norm, clipped.coef[index_on(first_entries(grads), clipped.coef.device)])
 
 
 def norm(grads: Gradients, p: float, dtype: torch.dtype | None = None, *, error_if_nonfinite: bool = False) -> Tensor:
@@ -208,7 +197,7 @@ def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False, checked: bool 
         if coef.dim():
             part = coef[first : first + write.read_count]
             if write.places is not None:
-                part = part[norms.index_on(write.places, part.device)]
+                part = part[index_on(write.places, part.device)]
         return engine.scale_(write.batch, part.to(write.batch.device), zero=zero)
 
     _write_all(grads, scale)

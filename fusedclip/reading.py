@@ -9,6 +9,7 @@ from . import norms
 from ._extension import subnormals_count
 from .backends import serving
 from .gradients import Batch, Gradients
+from .transfers import index_on, sent
 
 
 def lift_each(grads: Gradients, p: float, *, alone: bool = False) -> Tensor:
@@ -88,7 +89,7 @@ def norm_of_each(grads: Gradients, p: float) -> tuple[Tensor, Tensor]:
     by_entry = norms_of_entries(lifted, grads, p)
     if grads.each_is_local:
         return norms.finish(lifted, p), by_entry
-    return by_entry[norms.index_on(first_entries(grads), by_entry.device)], by_entry
+    return by_entry[index_on(first_entries(grads), by_entry.device)], by_entry
 
 
 def norms_of_entries(lifted: Tensor, grads: Gradients, p: float) -> Tensor:
@@ -111,16 +112,17 @@ def spread(values: Tensor, grads: Gradients) -> Tensor:
     sources = grads.packed_sources
     if sources is None:
         return values
-    return norms.spread(values, norms.sent(torch.frombuffer(sources, dtype=torch.int64), values.device))
+    return norms.spread(values, sent(torch.frombuffer(sources, dtype=torch.int64), values.device))
 
 
-def as_result(exact: Tensor, grads: Gradients, *, finite: bool = False) -> Tensor:
-    """fp64 values in the dtype of results. `finite`: as they are, if they would leave its range."""
-    return rounded(exact, grads.dtype, finite=finite)
+def as_result(exact: Tensor, grads: Gradients) -> Tensor:
+    """fp64 values in the dtype of results."""
+    return rounded(exact, grads.dtype)
 
 
 def rounded(exact: Tensor, dtype: torch.dtype, *, finite: bool = False) -> Tensor:
-    """fp64 values in a dtype; subnormals, too, whatever torch does with them."""
+    """fp64 values in a dtype; subnormals, too, whatever torch does with them. `finite`: as they are, if they would
+    leave its range."""
     if exact.dtype == dtype:
         return exact
     with subnormals_count(exact.device, threads=1):

@@ -15,9 +15,10 @@ from torch import Tensor
 from . import passes, reading
 from .arguments import Limit, Tensors, check_max_norm, parameter_list, shown
 from .gradients import gather_given
-from .norms import ClipRule, EachRule, Rule, follow
+from .norms import ClipRule, EachRule, Rule
 from .peers import Elsewhere, Group, check_group
 from .torch_internals import outside_graphs, refuse_tracing
+from .transfers import follow
 
 State = dict[str, Tensor]
 

@@ -74,11 +74,8 @@ if not hasattr(modes, "_is_in_torch_dispatch_mode"):
 
 def refuse_tracing() -> None:
     """Raise where a call would run once, now, and its result get into a recorded graph as a constant."""
-    if is_tracing() or modes._is_in_torch_dispatch_mode:
-        _explain_tracing()
-
-
-def _explain_tracing() -> None:
+    if not is_tracing() and not modes._is_in_torch_dispatch_mode:
+        return
     tracer = _tracer()
     if tracer is not None:
         raise TorchOnly(

@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from .. import norms, passes, reading
+from .. import passes, reading
 from ..arguments import Tensors, parameter_list
 from ..gradients import gather_given
 from ..torch_internals import outside_graphs, refuse_tracing
+from ..transfers import index_on, sent
 from .options import number
 
 
@@ -35,10 +36,8 @@ def clip_by_block_rms_(parameters: Tensors, threshold: float, *, grad_attr: str 
     items = parameter_list(parameters, grad_attr)
     grads = gather_given(items, grad_attr)
     each, by_entry = reading.norm_of_each(grads, 2.0)
-    roots = norms.sent(
-        torch.tensor([math.sqrt(max(item.numel(), 1)) for item in items], dtype=torch.float64), each.device
-    )
+    roots = sent(torch.tensor([math.sqrt(max(item.numel(), 1)) for item in items], dtype=torch.float64), each.device)
     by_entry = by_entry / roots
-    own = roots if grads.packed_sources is None else roots[norms.index_on(reading.first_entries(grads), each.device)]
+    own = roots if grads.packed_sources is None else roots[index_on(reading.first_entries(grads), each.device)]
     passes.scale_(grads, 1 / (each / own / largest).clamp(min=1.0))
     return reading.as_result(by_entry, grads)

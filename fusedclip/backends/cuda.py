@@ -11,7 +11,8 @@ from torch import Tensor
 from .. import _extension
 from ..dtypes import unknown
 from ..gradients import Batch
-from ..norms import STATS, Clipped, ClipRule, counts_tensors, follow
+from ..norms import STATS, Clipped, ClipRule, counts_tensors
+from ..transfers import follow
 from ..updates import UpdateRule
 from .base import Backend, Written, on
 from .updater import CompiledUpdater, Streams

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, SupportsFloat
 import torch
 from torch import Tensor
 
-from .. import norms, passes, reading
+from .. import passes, reading
 from ..arguments import Limit, check_norm_type, on_nonfinite_is, shown
 from ..gradients import Gradients, gather_given
 from ..later import Later
@@ -16,6 +16,7 @@ from ..norms import MODULUS, Clipped, ClipRule, EachRule, Rule
 from ..peers import Elsewhere, Group, check_group
 from ..rules import AdaptiveRule, as_rule, renamed
 from ..torch_internals import outside_graphs, refuse_tracing
+from ..transfers import on_device
 from .history import History, Suggestion, Summary
 from .measure import Found, measure_each
 from .record import Record
@@ -205,7 +206,7 @@ class GradMonitor:
         limit = _limit(rule)
         head = torch.stack([
             norm,
-            norms.on_device(math.nan if limit is None else limit, device),
+            on_device(math.nan if limit is None else limit, device),
             clipped.coef.amin() if clipped.coef.numel() else torch.ones_like(norm),
             found.zeros,
             found.largest,

@@ -8,8 +8,9 @@ from torch import Tensor
 from .. import passes
 from ..arguments import check_max_norm
 from ..gradients import Gradients
-from ..norms import Clipped, ClipRule, Rule, follow
+from ..norms import Clipped, ClipRule, Rule
 from ..scopes import Scope, measure_scopes, scope_result
+from ..transfers import follow
 
 TOGETHER = -1  # the scope of all groups without a limit of their own
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..arguments import Limit, check_max_norm, check_norm_type, on_nonfinite_is
 from ..gradients import gather
-from ..norms import ClipRule, follow
+from ..norms import ClipRule
 from ..peers import Group, Peers, check_group
+from ..transfers import follow
 from .groups import TOGETHER, Results, found_inf_in, measure_groups, results_of, scopes_of
 from .skip import combine_flags
 

@@ -12,9 +12,9 @@ from ..backends import Streams, Updater, updating
 from ..backends.reference_update import ReferenceUpdater
 from ..dtypes import FLOATING, name_of
 from ..gradients.layouts import EXACT_TYPES, overlaps
-from ..norms import follow
 from ..passes import insist
 from ..torch_internals import dispatches, increment_version, is_dtensor
+from ..transfers import follow
 from ..updates import UpdateRule
 from .limits import Measured
 from .states import Keeping, State, complete

@@ -15,11 +15,12 @@ from torch.utils.hooks import RemovableHandle
 from .. import passes
 from ..arguments import Limit, check_defer, check_norm_type, on_nonfinite_is
 from ..gradients import Gradients, gather, shares_memory
-from ..norms import Clipped, EachRule, Rule, follow
+from ..norms import Clipped, EachRule, Rule
 from ..peers import Elsewhere, Group, Peers, check_group
 from ..rules import AdaptiveRule, as_rule
 from ..scopes import Scope, scale_scopes_
 from ..torch_internals import outside_graphs, refuse_tracing
+from ..transfers import follow
 from .groups import TOGETHER, LastStep, found_inf_in, measure_groups, results_of, scopes_of
 from .skip import combine_flags, prepare_momentum, refuse_unmade_momentum
 from .stand_in import StandIn, is_inner_step, takes_grad_scale

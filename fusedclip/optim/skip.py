@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..norms import follow
+from ..transfers import follow
 from .stand_in import StandIn
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...gradients import Batch
-from ...norms import STATS, Clipped, ClipRule, follow
+from ...norms import STATS, Clipped, ClipRule
+from ...transfers import follow
 from ..base import on
 from . import kernels
 from .norms import number_of
