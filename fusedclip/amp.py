@@ -84,8 +84,8 @@ def unscale_and_clip_grad_norm_(
         return _just_clip(gather(parameters, p=p, peers=peers), p, rule, error_if_nonfinite)
     state, inverse = _begin(scaler, optimizer, group)
     grads = gather(parameters, p=p, peers=peers)
-    if not allow_fp16:
-        _refuse_fp16(grads)
+    if not allow_fp16 and any(torch.float16 in write.batch.dtypes for write in grads.writes):
+        raise ValueError("Attempting to unscale FP16 gradients. allow_fp16=True does it all the same")
     exact: Tensor | None = None
     try:
         exact = passes.clip_(
@@ -157,11 +157,6 @@ def _just_clip(grads: Gradients, p: float, rule: Rule, error_if_nonfinite: bool)
     if isinstance(rule, AdaptiveRule):
         rule.settle()
     return norm
-
-
-def _refuse_fp16(grads: Gradients) -> None:
-    if any(tensor.dtype == torch.float16 for write in grads.writes for tensor in write.batch.tensors):
-        raise ValueError("Attempting to unscale FP16 gradients. allow_fp16=True does it all the same")
 
 
 def _per_device(found_inf: Tensor, grads: Gradients, home: torch.device, *, needed: bool) -> dict[torch.device, Tensor]:
