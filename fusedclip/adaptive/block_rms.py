@@ -36,7 +36,8 @@ def clip_by_block_rms_(parameters: Tensors, threshold: float, *, grad_attr: str 
     items = parameter_list(parameters, grad_attr)
     grads = gather_given(items, grad_attr)
     each, by_entry = reading.norm_of_each(grads, 2.0)
-    roots = sent(torch.tensor([math.sqrt(max(item.numel(), 1)) for item in items], dtype=torch.float64), each.device)
+    counts = [max(item.numel(), 1) for item in items]
+    roots = sent(torch.tensor([*map(math.sqrt, counts)], dtype=torch.float64, device="cpu"), each.device)
     by_entry = by_entry / roots
     own = roots if grads.packed_sources is None else roots[index_on(reading.first_entries(grads), each.device)]
     passes.scale_(grads, 1 / (each / own / largest).clamp(min=1.0))

@@ -91,7 +91,7 @@ class Gradients:
 
     @property
     def is_local(self) -> bool:
-        """And that of all together: they are all there are."""
+        """And that of all together, as no other rank holds any."""
         return not self.groups and self.each_is_local
 
     @property
