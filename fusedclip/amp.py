@@ -14,6 +14,7 @@ from torch.amp.grad_scaler import OptState
 from . import passes, reading
 from .arguments import check_norm_type
 from .gradients import Gradients, gather
+from .interrupts import insist
 from .norms import Rule
 from .optim.skip import combine_flags
 from .peers import Elsewhere, Group, check_group
@@ -93,7 +94,7 @@ def unscale_and_clip_grad_norm_(
         ).norm
     finally:
         if exact is not None or grads.is_written:  # an interrupt after the write must not have them unscaled twice
-            passes.insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, rule))
+            insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, rule))
     if isinstance(rule, AdaptiveRule):
         rule.settle(combine_flags([*state["found_inf_per_device"].values()]))
     return reading.as_result(exact, grads)

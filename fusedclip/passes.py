@@ -12,6 +12,7 @@ brought home, here alone, and also when an interrupt arrives while an engine wri
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import compress
 
 import torch
@@ -21,6 +22,7 @@ from . import backends, norms
 from .arguments import explain_no_gradients
 from .backends import Backend, Written, serving
 from .gradients import Gradients, Write, from_sweep, gather, refuse_shared
+from .interrupts import all_or_none, insist
 from .norms import Clipped, ClipRule, EachRule, Rule
 from .peers import Peers
 from .reading import first_entries, lift_each, norms_of_entries, raise_if_nonfinite, rounded, total
@@ -205,10 +207,10 @@ def scale_(grads: Gradients, coef: Tensor, *, zero: bool = False, checked: bool 
 
 def clamp_(grads: Gradients, bound: float) -> None:
     """Every element into [-bound, bound]."""
-    partial = None if grads.shards is None else grads.shards.partial()
-    if partial is not None:
+    entry = None if grads.shards is None else grads.shards.partial()
+    if entry is not None:
         raise TypeError(
-            f"{grads.name(grads.sources[partial])} is a DTensor of which this rank holds one part of a sum, and the "
+            f"{grads.name(grads.sources[entry])} is a DTensor of which this rank holds one part of a sum, and the "
             "sum of clamped parts is not the clamped sum; .redistribute() it first"
         )
     _write_all(grads, lambda engine, write, first: engine.clamp_(write.batch, bound))
@@ -216,23 +218,8 @@ def clamp_(grads: Gradients, bound: float) -> None:
 
 def _write_all(grads: Gradients, call: Callable[[Backend, Write, int], Written]) -> None:
     """To every batch, even if an interrupt arrives on the way: half of a list is never written."""
-    engines = [serving(write.batch) for write in grads.writes]
-    interrupted: KeyboardInterrupt | None = None
-    done = 0
-    while done < len(engines):
-        writing = _Writing(grads, done, engines[done])
-        try:
-            with writing:
-                writing.written = call(engines[done], writing.write, writing.first)
-        except KeyboardInterrupt as interrupt:
-            interrupted = interrupt
-            if not writing.written:
-                if done == 0:
-                    break  # nothing at all has been written
-                continue  # what has been begun is brought to its end
-        done += 1
-    if interrupted is not None:
-        raise interrupted
+    writings = [_Writing(grads, number, serving(write.batch)) for number, write in enumerate(grads.writes)]
+    all_or_none([(partial(writing.run, call), writing.has_written) for writing in writings])
 
 
 class _Writing:
@@ -244,19 +231,26 @@ class _Writing:
     def __init__(self, grads: Gradients, number: int, engine: Backend) -> None:
         self.grads, self.write, self.engine = grads, grads.writes[number], engine
         self.first = sum(write.read_count for write in grads.writes[:number]) if number else 0  # its first place
-        self.before = self.write.batch.writes
+        self.before, self.written = self.write.batch.writes, False
+
+    def run(self, call: Callable[[Backend, Write, int], Written]) -> None:
+        with self:
+            self.written = call(self.engine, self.write, self.first)
+
+    def has_written(self) -> bool:
+        return bool(self.written)
 
     def __enter__(self) -> "_Writing":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if kind is not None:  # which may have come between the engine and its answer
-            self.written = self._has_written(kind)
+            self.written = self._wrote_before(kind)
         if self.written:
             self.grads.is_written = True
             insist(self._settle)
 
-    def _has_written(self, kind: type[BaseException]) -> bool:
+    def _wrote_before(self, kind: type[BaseException]) -> bool:
         if self.engine.counts_writes:
             return self.write.batch.writes > self.before
         return not issubclass(kind, RuntimeError | TypeError | ValueError | MemoryError)  # those are the engine's own
@@ -268,16 +262,3 @@ class _Writing:
             tensors = list(compress(tensors, self.written))
         increment_version(tensors + twins + self.grads.dtensors(self.write, self.first, self.written))
         self.grads.bring_home(self.write, self.first, self.written)
-
-
-def insist(step: Callable[[], None]) -> None:
-    """Do a step that may be done twice, even if an interrupt arrives on the way."""
-    interrupted: KeyboardInterrupt | None = None
-    while True:
-        try:
-            step()
-            break
-        except KeyboardInterrupt as interrupt:
-            interrupted = interrupt
-    if interrupted is not None:
-        raise interrupted

@@ -5,6 +5,7 @@ fused optimizers, which divide every gradient by `grad_scale` and skip the step 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, SupportsFloat
 
 import torch
@@ -179,10 +180,10 @@ class ClipOnStep(LastStep):
         stand_in = StandIn(optimizer) if to_show and takes_grad_scale(optimizer) else None
         shown = args if stand_in is None else (stand_in, *args[1:])
         if callable(kwargs.get("closure")):
-            return shown, {**kwargs, "closure": self._clipping(kwargs["closure"], optimizer, stand_in)}
+            return shown, {**kwargs, "closure": partial(self._clip_after, kwargs["closure"], optimizer, stand_in)}
         for place, argument in enumerate(args[1:], start=1):
             if callable(argument):
-                wrapped = self._clipping(argument, optimizer, stand_in)
+                wrapped = partial(self._clip_after, argument, optimizer, stand_in)
                 return (*shown[:place], wrapped, *shown[place + 1 :]), kwargs
         self._clip(optimizer, stand_in)
         return None if stand_in is None else (shown, kwargs)
@@ -198,17 +199,11 @@ class ClipOnStep(LastStep):
             )
         self._clip(optimizer, None)
 
-    def _clipping(
-        self, closure: Callable[[], Any], optimizer: Optimizer, stand_in: StandIn | None
-    ) -> Callable[[], Any]:
-        """The closure, clipping what it has made."""
-
-        def clipping_closure() -> Any:
-            loss = closure()
-            self._clip(optimizer, stand_in)
-            return loss
-
-        return clipping_closure
+    def _clip_after(self, closure: Callable[[], Any], optimizer: Optimizer, stand_in: StandIn | None) -> Any:
+        """What a closure returns, when what it has made is clipped."""
+        loss = closure()
+        self._clip(optimizer, stand_in)
+        return loss
 
     def _clip(self, optimizer: Optimizer, stand_in: StandIn | None) -> None:
         """Clip the gradients as they are now, by scaling them or through what `stand_in` shows to the step."""
