@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
-from . import passes
-from .arguments import Elsewhere, Group, Peers, check_group, check_norm_type, peers_of
+from . import passes, reading
+from .arguments import check_norm_type
 from .gradients import Gradients, gather
-from .norms import Rule, follow
+from .interrupts import insist
+from .norms import Rule
 from .optim.skip import combine_flags
+from .peers import Elsewhere, Group, check_group
 from .rules import AdaptiveRule, as_rule
 from .torch_internals import outside_graphs, refuse_tracing
+from .transfers import follow
 
 
 @outside_graphs
@@ -71,37 +74,30 @@ def unscale_and_clip_grad_norm_(
     """
     refuse_tracing()
     p, rule = check_norm_type(norm_type), as_rule(max_norm)
-    groups = check_group(group, counted_elsewhere)
+    peers = check_group(group, counted_elsewhere)
     if not isinstance(scaler, torch.amp.GradScaler) or not isinstance(optimizer, torch.optim.Optimizer):
         given = f"{type(scaler).__name__} and {type(optimizer).__name__}"
         raise TypeError(f"unscale_and_clip_grad_norm_ takes a GradScaler and an optimizer, in this order, got {given}")
-    grads_of = _parameters(optimizer)
-    peers = peers_of(groups, counted_elsewhere, grads_of)
+    parameters: list[Tensor] = [parameter for own in optimizer.param_groups for parameter in own["params"]]
     if isinstance(rule, AdaptiveRule):
-        rule.bind(grads_of)
+        rule.bind(parameters)
     if not scaler.is_enabled():
-        return _just_clip(gather(grads_of, p=p), p, rule, error_if_nonfinite, peers)
+        return _just_clip(gather(parameters, p=p, peers=peers), p, rule, error_if_nonfinite)
     state, inverse = _begin(scaler, optimizer, group)
-    grads = gather(grads_of, p=p)
-    if not allow_fp16:
-        _refuse_fp16(grads)
+    grads = gather(parameters, p=p, peers=peers)
+    if not allow_fp16 and any(torch.float16 in write.batch.dtypes for write in grads.writes):
+        raise ValueError("Attempting to unscale FP16 gradients. allow_fp16=True does it all the same")
     exact: Tensor | None = None
     try:
         exact = passes.clip_(
-            grads,
-            p,
-            rule,
-            error_if_nonfinite=error_if_nonfinite,
-            peers=peers,
-            multiplier=inverse,
-            dtype=torch.float64,
+            grads, p, rule, error_if_nonfinite=error_if_nonfinite, multiplier=inverse, dtype=torch.float64
         ).norm
     finally:
         if exact is not None or grads.is_written:  # an interrupt after the write must not have them unscaled twice
-            passes.insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, peers, rule))
+            insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, rule))
     if isinstance(rule, AdaptiveRule):
-        rule.settle(_found_anywhere(state))
-    return passes.as_result(exact, grads)
+        rule.settle(combine_flags([*state["found_inf_per_device"].values()]))
+    return reading.as_result(exact, grads)
 
 
 class GradScaler(torch.amp.GradScaler):
@@ -116,29 +112,7 @@ class GradScaler(torch.amp.GradScaler):
         scaler.update()
     """
 
-    @outside_graphs
-    def unscale_and_clip_grad_norm_(
-        self,
-        optimizer: torch.optim.Optimizer,
-        max_norm: SupportsFloat | Tensor | AdaptiveRule,
-        norm_type: SupportsFloat = 2.0,
-        *,
-        error_if_nonfinite: bool = False,
-        group: Group | None = None,
-        counted_elsewhere: Elsewhere | None = None,
-        allow_fp16: bool = False,
-    ) -> Tensor:
-        """`fusedclip.amp.unscale_and_clip_grad_norm_` for this scaler; see there."""
-        return unscale_and_clip_grad_norm_(
-            self,
-            optimizer,
-            max_norm,
-            norm_type,
-            error_if_nonfinite=error_if_nonfinite,
-            group=group,
-            counted_elsewhere=counted_elsewhere,
-            allow_fp16=allow_fp16,
-        )
+    unscale_and_clip_grad_norm_ = unscale_and_clip_grad_norm_  # whose first argument is self
 
 
 def _begin(
@@ -160,50 +134,30 @@ def _begin(
 
 
 def _note_unscaled(
-    state: dict[str, Any],
-    grads: Gradients,
-    p: float,
-    exact: Tensor | None,
-    home: torch.device,
-    peers: Peers | None,
-    rule: Rule,
+    state: dict[str, Any], grads: Gradients, p: float, exact: Tensor | None, home: torch.device, rule: Rule
 ) -> None:
     """Tell the scaler that these gradients are unscaled, and whether they were finite."""
     if exact is None:  # the interrupt took the norm away: read again, without the other ranks, who know by themselves
-        found_inf = passes.found_inf_by_reading(grads, None, alone=True)
+        found_inf = passes.found_inf_by_reading(grads, alone=True)
     else:
-        found_inf = passes.found_inf(grads, p, exact, peers)
+        found_inf = passes.found_inf(grads, p, exact)
     wanted = rule.wants_skipped() if isinstance(rule, AdaptiveRule) else None
     if wanted is not None:
         found_inf = torch.maximum(found_inf, follow(wanted, found_inf.device))
-    state["found_inf_per_device"] = _per_device(found_inf, grads, home, needed=not passes.stays_here(grads, peers))
+    state["found_inf_per_device"] = _per_device(found_inf, grads, home, needed=not grads.is_local)
     state["stage"] = OptState.UNSCALED
 
 
-def _just_clip(grads: Gradients, p: float, rule: Rule, error_if_nonfinite: bool, peers: Peers | None) -> Tensor:
+def _just_clip(grads: Gradients, p: float, rule: Rule, error_if_nonfinite: bool) -> Tensor:
     if isinstance(rule, AdaptiveRule) and rule.skips:
         raise ValueError(
             f"{type(rule).__name__} leaves steps out through the scaler, and this one is disabled; give the rule to "
             "fusedclip.optim.clip_on_step instead"
         )
-    norm = passes.clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite, peers=peers).norm
+    norm = passes.clip_(grads, p, rule, error_if_nonfinite=error_if_nonfinite).norm
     if isinstance(rule, AdaptiveRule):
         rule.settle()
     return norm
-
-
-def _found_anywhere(state: dict[str, Any]) -> Tensor | None:
-    flags = list(state["found_inf_per_device"].values())
-    return combine_flags(flags) if flags else None
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _refuse_fp16(grads: Gradients) -> None:
-    if any(tensor.dtype == torch.float16 for write in grads.writes for tensor in write.batch.tensors):
-        raise ValueError("Attempting to unscale FP16 gradients. allow_fp16=True does it all the same")
 
 
 def _per_device(found_inf: Tensor, grads: Gradients, home: torch.device, *, needed: bool) -> dict[torch.device, Tensor]:

@@ -7,21 +7,16 @@ where one can guess what was meant, says what to pass instead.
 import math
 import types
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, Union
+from collections.abc import Iterable, Mapping
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 
 from .torch_internals import dispatches, is_dtensor, user_stacklevel
 
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
 Tensors = Iterable[Tensor] | Tensor
 Limit = SupportsFloat | str | Tensor
-Group = Union["ProcessGroup", "Sequence[ProcessGroup]"]
-Elsewhere = Callable[[Tensor], bool] | Collection[Tensor]
 
 _ORDER = "a number such as 2.0 or float('inf')"
 _LIMIT = "a number or a dense tensor of one real element"
@@ -93,71 +88,17 @@ def check_clip_value(clip_value: Limit) -> float:
     return bound
 
 
-def check_on_nonfinite(on_nonfinite: str, allowed: tuple[str, str]) -> str:
-    if not isinstance(on_nonfinite, str) or on_nonfinite not in allowed:
-        raise ValueError(f"on_nonfinite must be {allowed[0]!r} or {allowed[1]!r}, got {shown(on_nonfinite)}")
-    return on_nonfinite
+def on_nonfinite_is(other: str, on_nonfinite: str) -> bool:
+    """Whether it is that, and not "propagate", the only thing that it may be beside."""
+    if not isinstance(on_nonfinite, str) or on_nonfinite not in ("propagate", other):
+        raise ValueError(f"on_nonfinite must be 'propagate' or {other!r}, got {shown(on_nonfinite)}")
+    return on_nonfinite == other
 
 
 def check_defer(defer: bool | None) -> bool | None:
     if defer is not None and not isinstance(defer, bool):
         raise TypeError(f"defer must be True, False or None, got {shown(defer)}")
     return defer
-
-
-class Peers(NamedTuple):
-    """Ranks that hold other gradients than this one, and what this one leaves to them to count."""
-
-    groups: "tuple[ProcessGroup, ...]"
-    uncounted: tuple[int, ...]  # entries of the list
-
-
-def check_group(group: object, counted_elsewhere: object = None) -> "tuple[ProcessGroup, ...]":
-    """As process groups that this rank belongs to, none for None."""
-    if group is None or (isinstance(group, list | tuple) and not group):
-        if counted_elsewhere is not None:
-            raise ValueError(
-                "counted_elsewhere= without group=: no other rank could count these gradients; name the group whose "
-                "ranks share them"
-            )
-        return ()
-    from torch import distributed  # not before it is asked for: a build of torch may lack it
-
-    groups = tuple(group) if isinstance(group, list | tuple) else (group,)
-    for one in groups:
-        if distributed.is_available() and isinstance(one, distributed.ProcessGroup):
-            continue
-        if distributed.is_available() and type(one) is int and one == distributed.GroupMember.NON_GROUP_MEMBER:
-            raise ValueError("group= is a process group that this rank does not belong to")
-        way_out = "; pass its .get_group()" if hasattr(one, "get_group") else ""  # of a DeviceMesh
-        wanted = "a torch.distributed.ProcessGroup, a list of them or None"
-        raise TypeError(f"group= must be {wanted}, got {shown(group)}{way_out}")
-    if counted_elsewhere is not None and not callable(counted_elsewhere):
-        _check_parameters(counted_elsewhere)
-    return groups
-
-
-def _check_parameters(counted_elsewhere: object) -> None:
-    listed = isinstance(counted_elsewhere, Collection) and not isinstance(counted_elsewhere, Tensor | str | bytes)
-    if not listed or not all(isinstance(item, Tensor) for item in counted_elsewhere):  # type: ignore[attr-defined]
-        raise TypeError(
-            "counted_elsewhere= must be parameters, in a set or a list, or a function of a parameter, got "
-            f"{shown(counted_elsewhere)}"
-        )
-
-
-def peers_of(
-    groups: "tuple[ProcessGroup, ...]", counted_elsewhere: Elsewhere | None, items: list[Tensor]
-) -> Peers | None:
-    """For one list of parameters; None if there is no other rank to ask."""
-    if not groups:
-        return None
-    if counted_elsewhere is None:
-        return Peers(groups, ())
-    if callable(counted_elsewhere):
-        return Peers(groups, tuple(i for i, item in enumerate(items) if counted_elsewhere(item)))
-    elsewhere = {id(parameter) for parameter in counted_elsewhere}
-    return Peers(groups, tuple(i for i, item in enumerate(items) if id(item) in elsewhere))
 
 
 def parameter_list(parameters: Tensors, grad_attr: str) -> list[Tensor]:

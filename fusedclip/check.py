@@ -144,14 +144,17 @@ def differences(engine: str, device: torch.device) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print for every engine and device what differs; 1 if anything does."""
+    """Print for every engine and device what differs; 1 if anything does, or the CPU's engine is not here."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     devices = [torch.device("cpu"), *([accelerator] if accelerator else [])]
     here = [engine for engine in backends.ORDER if engine.name != "reference" and not engine.missing()]
     pairs = [(engine.name, device) for device in devices for engine in here if not engine.refuses(device, FLOATING)]
     if not pairs:
         print("check: there is no engine here to compare with the reference")
-    different = False
+    lacking = backends.lacking()
+    if lacking is not None:
+        print(f"check: the cpu engine, which this machine should have, is not available: {lacking}")
+    different = lacking is not None
     for engine, device in pairs:
         count = 0
         for count, found in enumerate(differences(engine, device), start=1):

@@ -6,31 +6,27 @@ from typing import Literal, SupportsFloat
 
 from torch import Tensor
 
-from . import passes
+from . import passes, reading
 from .arguments import (
-    Elsewhere,
-    Group,
     Limit,
     Tensors,
     as_list,
     check_clip_value,
-    check_group,
     check_max_norm,
     check_norm_type,
-    check_on_nonfinite,
     check_scope_limits,
     check_total_norm,
-    explain_no_gradients,
+    on_nonfinite_is,
     parameter_list,
-    peers_of,
     refuse_repeated,
 )
-from .gradients import Gradients, gather
+from .gradients import gather, gather_given
 from .norms import ClipRule, constant_rule
+from .peers import Elsewhere, Group, check_group
 from .scopes import Scope, measure_scopes, scale_scopes_, scope_result
 from .torch_internals import is_tracing, modes, outside_graphs, refuse_tracing
 
-_POLICIES = ("propagate", "zero")
+_PROPAGATE = "propagate"
 _MEASURE = ClipRule(math.inf)
 
 
@@ -94,14 +90,10 @@ def clip_grad_norm_(
     if is_tracing() or modes._is_in_torch_dispatch_mode:  # written out: a function call is 2 % of the smallest clip
         refuse_tracing()
     p, limit = check_norm_type(norm_type), check_max_norm(max_norm)
-    zero = on_nonfinite is not _POLICIES[0] and check_on_nonfinite(on_nonfinite, _POLICIES) == "zero"
-    peers, groups = None, None
-    if group is not None or counted_elsewhere is not None:
-        groups = check_group(group, counted_elsewhere)
+    zero = on_nonfinite is not _PROPAGATE and on_nonfinite_is("zero", on_nonfinite)
+    peers = None if group is None and counted_elsewhere is None else check_group(group, counted_elsewhere)
     items = parameter_list(parameters, grad_attr)
     rule = constant_rule(limit + 0.0, zero) if type(limit) is float else ClipRule(limit, zero)
-    if groups:
-        peers = peers_of(groups, counted_elsewhere, items)
     return passes.clip_list_(items, grad_attr, p, rule, error_if_nonfinite, peers)
 
 
@@ -121,7 +113,7 @@ def get_total_norm(
     if is_tracing() or modes._is_in_torch_dispatch_mode:
         refuse_tracing()
     p = check_norm_type(norm_type)
-    peers = None if group is None else peers_of(check_group(group), None, [])
+    peers = None if group is None else check_group(group)
     items = as_list(tensors, "tensors")
     return passes.clip_list_(items, None, p, _MEASURE, error_if_nonfinite, peers)
 
@@ -167,7 +159,7 @@ def clip_grad_value_(
     """
     refuse_tracing()
     bound = check_clip_value(clip_value)
-    passes.clamp_(_gather(parameters, grad_attr, p=None), bound)
+    passes.clamp_(gather_given(parameter_list(parameters, grad_attr), grad_attr, p=None), bound)
 
 
 @outside_graphs
@@ -181,7 +173,7 @@ def get_per_tensor_norms(tensors: Tensors, norm_type: SupportsFloat | str = 2.0)
     refuse_tracing()
     p = check_norm_type(norm_type)
     grads = gather(as_list(tensors, "tensors"), None, p=p)
-    return passes.as_result(passes.norm_of_each(grads, p)[1], grads)
+    return reading.as_result(reading.norm_of_each(grads, p)[1], grads)
 
 
 @outside_graphs
@@ -199,10 +191,10 @@ def clip_grad_norm_per_tensor_(
     """
     refuse_tracing()
     p, limit = check_norm_type(norm_type), check_max_norm(max_norm)
-    grads = _gather(parameters, grad_attr, p=p)
-    each, by_entry = passes.norm_of_each(grads, p)
+    grads = gather_given(parameter_list(parameters, grad_attr), grad_attr, p=p)
+    each, by_entry = reading.norm_of_each(grads, p)
     passes.scale_(grads, ClipRule(limit)(each))
-    return passes.as_result(by_entry, grads)
+    return reading.as_result(by_entry, grads)
 
 
 @outside_graphs
@@ -245,8 +237,8 @@ def clip_grad_norm_scopes_(
         TypeError, ValueError, RuntimeError: naming the culprit; every gradient is then as it was.
     """
     refuse_tracing()
-    p, zero = check_norm_type(norm_type), check_on_nonfinite(on_nonfinite, _POLICIES) == "zero"
-    groups = check_group(group, counted_elsewhere)
+    p, zero = check_norm_type(norm_type), on_nonfinite_is("zero", on_nonfinite)
+    peers = check_group(group, counted_elsewhere)
     limits = check_scope_limits(scopes, max_norm)
     items: list[Tensor] = []
     named: list[Scope] = []
@@ -257,19 +249,8 @@ def clip_grad_norm_scopes_(
     if not named:
         return {}
     refuse_repeated(items, named, list(scopes))
-    grads = gather(items, grad_attr, p=p)
-    if not grads.reads:
-        explain_no_gradients(items, grad_attr)
-    peers = peers_of(groups, counted_elsewhere, items)
-    clipped = measure_scopes(grads, p, named, error_if_nonfinite=error_if_nonfinite, peers=peers)
+    grads = gather_given(items, grad_attr, p=p, peers=peers)
+    clipped = measure_scopes(grads, p, named, error_if_nonfinite=error_if_nonfinite)
     scale_scopes_(grads, named, [one.coef for one in clipped], zero=zero)
     results = [scope_result(one.norm, grads, scope) for one, scope in zip(clipped, named, strict=True)]
     return dict(zip(scopes, results, strict=True))
-
-
-def _gather(parameters: Tensors, grad_attr: str, *, p: float | None = 2.0) -> Gradients:
-    items = parameter_list(parameters, grad_attr)
-    grads = gather(items, grad_attr, p=p)
-    if not grads.reads:
-        explain_no_gradients(items, grad_attr)
-    return grads

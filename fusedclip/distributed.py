@@ -16,20 +16,15 @@ from torch.distributed import ProcessGroup, ReduceOp
 from torch.distributed.device_mesh import DeviceMesh
 
 from . import norms
-from .gradients import Batch, Gradients, flatten
+from .gradients import Batch, Gradients
+from .gradients.layouts import flatten
 from .gradients.shards import HERE, Plan, Shards, Share, local_of
 from .process_groups import group_of, refuse_groups_within_sets
 from .torch_internals import as_torch
+from .transfers import index_on
 
 
-def totals(
-    lifted: Tensor,
-    p: float,
-    grads: Gradients,
-    groups: Sequence[ProcessGroup],
-    scopes: Sequence[Sequence[int]] | None,
-    label: str,
-) -> Tensor:
+def totals(lifted: Tensor, p: float, grads: Gradients, scopes: Sequence[Sequence[int]] | None, label: str) -> Tensor:
     """The lifted values [U] of the gradients of this rank to those of scopes over all ranks, [S].
 
     `scopes`: the entries of each, None for one of all. `label`: what other ranks have to call them, too.
@@ -38,7 +33,7 @@ def totals(
     """
     shards, sources = grads.shards, grads.sources
     if not math.isinf(p):
-        refuse_groups_within_sets(shards, groups)
+        refuse_groups_within_sets(shards, grads.groups)
     if shards is None:
         wholes = _wholes(lifted, p, sources, scopes)
     elif p == 0 and shards.plan.sets:  # counts tensors; whether one has an element that is not 0, all its ranks decide
@@ -46,7 +41,7 @@ def totals(
         wholes = _wholes(each, p, range(len(each)), scopes)
     else:
         wholes = _over_sets(lifted, p, sources, shards, scopes, label)
-    for group in groups:
+    for group in grads.groups:
         wholes = merge_ranks(wholes, p, group, _home(grads), label)
     return _of_any(wholes, p)
 
@@ -59,7 +54,7 @@ def each_over_ranks(lifted: Tensor, p: float, grads: Gradients) -> Tensor:
 
 def _spread(lifted: Tensor, p: float, sources: Sequence[int]) -> Tensor:
     """[..., U] to [..., T], the identity for none."""
-    return norms.spread(lifted, norms.index_on(sources, lifted.device), norms.identity(p))
+    return norms.spread(lifted, index_on(sources, lifted.device), norms.identity(p))
 
 
 def _each_once(lifted: Tensor, p: float, sources: Sequence[int]) -> Tensor:
@@ -70,7 +65,7 @@ def _each_once(lifted: Tensor, p: float, sources: Sequence[int]) -> Tensor:
     each = _spread(lifted, p, sources)
     first = {place: entry for entry, place in reversed(list(enumerate(sources)))}
     again = [entry for entry, place in enumerate(sources) if place >= 0 and first[place] != entry]
-    each[norms.index_on(again, each.device)] = norms.identity(p)
+    each[index_on(again, each.device)] = norms.identity(p)
     return each
 
 
@@ -81,7 +76,7 @@ def _each_over_sets(
     plan = shards.plan
     for number, one in enumerate(plan.sets):
         shares = [share for share in plan.shares if share.member == number]
-        indices = [norms.index_on(share.entries, each.device) for share in shares]
+        indices = [index_on(share.entries, each.device) for share in shares]
         parts = [_part(each[..., index], p, share.replicas) for index, share in zip(indices, shares, strict=True)]
         contents = (plan.in_order[number], scopes and plan.contents(number, scopes))
         label_of_set = f"{label} {plan.count(number)}"
@@ -99,14 +94,14 @@ def stats_over_ranks(
     """
     by_entry, shards = by_entry.clone(), grads.shards
     refuse_groups_within_sets(shards, groups)
-    wholes = [norms.combine_stats(counted)] if shards is None else _over_sets_each(counted, by_entry, grads, shards)
+    wholes = [norms.combine_stats(counted)] if shards is None else _stats_over_sets(counted, by_entry, grads, shards)
     total = norms.combine_stats(torch.stack(wholes, 1))
     for group in groups:
         total = merge_stats(total, group, _home(grads), "statistics")
     return by_entry, total
 
 
-def _over_sets_each(counted: Tensor, by_entry: Tensor, grads: Gradients, shards: Shards) -> list[Tensor]:
+def _stats_over_sets(counted: Tensor, by_entry: Tensor, grads: Gradients, shards: Shards) -> list[Tensor]:
     """Those of each share, [5]; those of its entries take their places in `by_entry`.
 
     One SUM and one MAX per reduce set: of its entries, and of all of them together, in which a gradient listed twice
@@ -117,7 +112,7 @@ def _over_sets_each(counted: Tensor, by_entry: Tensor, grads: Gradients, shards:
     for number, one in enumerate(shards.plan.sets):
         members = [n for n, share in enumerate(shards.plan.shares) if share.member == number]
         shares = [shards.plan.shares[n] for n in members]
-        indices = [norms.index_on(share.entries, by_entry.device) for share in shares]
+        indices = [index_on(share.entries, by_entry.device) for share in shares]
         columns = [torch.cat([by_entry[:, i], own[n][:, None]], 1) for i, n in zip(indices, members, strict=True)]
         parts = torch.cat([_part_of_stats(c, share) for c, share in zip(columns, shares, strict=True)], 1)
         label = f"statistics of {shards.plan.count(number)}"
@@ -130,7 +125,7 @@ def _over_sets_each(counted: Tensor, by_entry: Tensor, grads: Gradients, shards:
 
 def _whole_share(lifted: Tensor, share: Share, sources: Sequence[int]) -> Tensor:
     places = sorted({sources[entry] for entry in share.entries} - {-1})
-    return norms.combine_stats(lifted[:, norms.index_on(places, lifted.device)])
+    return norms.combine_stats(lifted[:, index_on(places, lifted.device)])
 
 
 def _part_of_stats(lifted: Tensor, share: Share) -> Tensor:

@@ -31,8 +31,9 @@ class Later:
             self._there = torch.empty(shape, dtype=torch.float64, device=row.device)
             self._here = torch.empty(shape, dtype=torch.float64, device="cpu", pin_memory=True)
         if len(self._waiting) >= self._slots:
-            self._waiting[-self._slots][2].synchronize()
-            self._waiting[-self._slots] = _kept(self._waiting[-self._slots])
+            noted, kept, arrival = self._waiting[-self._slots]
+            arrival.synchronize()
+            self._waiting[-self._slots] = noted, kept.clone(), None  # out of the ring
         slot, self._sent = self._sent % self._slots, self._sent + 1
         self._there[slot].copy_(row)
         self._here[slot].copy_(self._there[slot], non_blocking=True)
@@ -54,9 +55,3 @@ class Later:
     def __getstate__(self) -> dict[str, Any]:
         """Of a copy: nothing is on its way."""
         return {"_slots": self._slots, "_sent": 0, "_there": None, "_here": None, "_waiting": deque()}
-
-
-def _kept(waiting: tuple[Any, Tensor, Any]) -> tuple[Any, Tensor, Any]:
-    """One that has arrived, out of the ring."""
-    note, row, _ = waiting
-    return note, row.clone(), None

@@ -19,6 +19,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .transfers import index_on, on_device
+
 EPS = 1e-6  # torch's, in torch/nn/utils/clip_grad.py
 
 # The rows of lifted statistics, fp64, [5, T]: four sums, and last the largest magnitude, which keeps NaN.
@@ -46,8 +48,14 @@ class ClipRule(NamedTuple):
     eps: float = EPS
 
     def __call__(self, norm: Tensor) -> Tensor:
-        """The coefficient, elementwise and on the norm's device."""
-        return coefficient(norm, self)
+        """min(1, max_norm / (norm + eps)), elementwise and on the norm's device; NaN stays NaN."""
+        if isinstance(self.max_norm, float) and self.max_norm == math.inf:
+            return torch.ones_like(norm)
+        limit = on_device(self.max_norm, norm.device)  # a tensor: torch divides a number by one in two roundings
+        coef = (limit / (norm + self.eps)).clamp(max=1.0)
+        if self.zero_nonfinite:
+            coef = torch.where(norm.isfinite(), coef, 0.0)
+        return coef if isinstance(self.max_norm, float) else torch.where(limit == math.inf, 1.0, coef)
 
 
 class EachRule(ABC):
@@ -76,28 +84,6 @@ class Clipped(NamedTuple):
 
     norm: Tensor
     coef: Tensor
-
-
-def follow(scalar: Tensor, device: torch.device) -> Tensor:
-    """The scalar on this device, without waiting unless that is the host, which would read memory yet to be filled."""
-    return scalar.to(device, non_blocking=device.type != "cpu")
-
-
-def on_device(value: float | Tensor, device: torch.device) -> Tensor:
-    """As fp64, 0-d. A number is filled in by the device itself: copying it there would make the host wait."""
-    if isinstance(value, Tensor):
-        return follow(value, device).double()
-    return torch.full((), value, dtype=torch.float64, device=device)
-
-
-def index_on(places: Sequence[int], device: torch.device) -> Tensor:
-    """Places as an index that the host need not wait for."""
-    return sent(torch.tensor(places, dtype=torch.int64, device="cpu"), device)
-
-
-def sent(index: Tensor, device: torch.device) -> Tensor:
-    """From the host to a device, without waiting for that."""
-    return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
 
 
 def runs(places: Sequence[int]) -> list[slice]:
@@ -191,28 +177,20 @@ def finish(lifted: Tensor, p: float) -> Tensor:
     return lifted.pow(1 / p)
 
 
-def coefficient(norm: Tensor, rule: ClipRule) -> Tensor:
-    """min(1, max_norm / (norm + 1e-6)), elementwise and on the norm's device; NaN stays NaN."""
-    if isinstance(rule.max_norm, float):
-        if rule.max_norm == math.inf:
-            return torch.ones_like(norm)
-        # A tensor, since torch divides a number by one in two roundings.
-        return _coefficient(norm, on_device(rule.max_norm, norm.device), rule)
-    limit = on_device(rule.max_norm, norm.device)
-    return torch.where(limit == math.inf, 1.0, _coefficient(norm, limit, rule))
-
-
-def clipped(norm: Tensor, p: float, rule: Rule, multiplier: Tensor | None = None) -> Clipped:
-    """The norm and the coefficient that clips to the rule.
+def clipped(
+    norm: Tensor, p: float, rule: Rule, multiplier: Tensor | None = None, by_entry: Tensor | None = None
+) -> Clipped:
+    """The norm and the coefficient that clips to the rule; by an `EachRule` those of each entry, from their norms, [T].
 
     With a multiplier (an inverse loss scale), they are the norm of gradients yet to be multiplied by it, and the
     coefficient that multiplies as well. For p = 0 the norm is a count, which multiplying leaves alone.
     """
-    if multiplier is None:
-        return Clipped(norm, rule(norm))
-    multiplier = on_device(multiplier, norm.device)
-    norm = norm if counts_tensors(p) else norm * multiplier
-    return Clipped(norm, rule(norm) * multiplier)
+    if multiplier is not None:
+        multiplier = on_device(multiplier, norm.device)
+        if not counts_tensors(p):
+            norm, by_entry = norm * multiplier, None if by_entry is None else by_entry * multiplier
+    coef = rule.of_each(norm, by_entry) if isinstance(rule, EachRule) and by_entry is not None else rule(norm)
+    return Clipped(norm, coef if multiplier is None else coef * multiplier)
 
 
 def shows_nonfinite(p: float, dtype: torch.dtype) -> bool:
@@ -222,10 +200,3 @@ def shows_nonfinite(p: float, dtype: torch.dtype) -> bool:
     and squares of fp64 gradients (`dtype` is that of results: fp64 if any gradient is).
     """
     return p == math.inf or (p in (1, 2) and dtype != torch.float64)
-
-
-def _coefficient(norm: Tensor, limit: Tensor, rule: ClipRule) -> Tensor:
-    coef = (limit / (norm + rule.eps)).clamp(max=1.0)
-    if rule.zero_nonfinite:
-        coef = torch.where(norm.isfinite(), coef, 0.0)
-    return coef

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.library import Library, register_fake
 
-from . import clip, norms, passes, stats
+from . import clip, norms, passes, reading, stats
 from .arguments import check_max_norm, check_total_norm
 from .gradients import gather
 from .norms import ClipRule
 from .scopes import Scope, measure_scopes, scale_scopes_, scope_result
+from .transfers import index_on, on_device
 
 Function = Callable[..., Any]
 
@@ -76,9 +77,9 @@ def _clip_norm_(gradients: list[Tensor], max_norm: Tensor, p: float, zero: bool)
 @_operator("clip_each_(Tensor(a!)[] gradients, int[] entries, Tensor max_norm, float p) -> Tensor", _each)
 def _clip_each_(gradients: list[Tensor], entries: list[int], max_norm: Tensor, p: float) -> Tensor:
     rule, grads = ClipRule(check_max_norm(max_norm)), gather(gradients, None, p=p)
-    each, by_gradient = passes.norm_of_each(grads, p)
+    each, by_gradient = reading.norm_of_each(grads, p)
     passes.scale_(grads, rule(each))
-    return passes.as_result(_by_entry(by_gradient, entries), grads)
+    return reading.as_result(_by_entry(by_gradient, entries), grads)
 
 
 @_operator("clip_scopes_(Tensor(a!)[] gradients, int[] sizes, Tensor[] max_norms, float p, bool zero) -> Tensor", _each)
@@ -97,7 +98,7 @@ def _clip_scopes_(gradients: list[Tensor], sizes: list[int], max_norms: list[Ten
 @_operator("scale_(Tensor(a!)[] gradients, Tensor max_norm, Tensor total_norm) -> ()", _nothing)
 def _scale_(gradients: list[Tensor], max_norm: Tensor, total_norm: Tensor) -> None:
     rule, norm, grads = ClipRule(check_max_norm(max_norm)), check_total_norm(total_norm), gather(gradients, None)
-    passes.scale_(grads, rule(norms.on_device(norm, grads.device)))
+    passes.scale_(grads, rule(on_device(norm, grads.device)))
 
 
 @_operator("clamp_(Tensor(a!)[] gradients, float clip_value) -> ()", _nothing)
@@ -108,7 +109,7 @@ def _clamp_(gradients: list[Tensor], clip_value: float) -> None:
 @_operator("stats(Tensor[] tensors, int[] entries, float p) -> (Tensor, Tensor)", _each_and_all)
 def _stats(tensors: list[Tensor], entries: list[int], p: float) -> tuple[Tensor, Tensor]:
     grads = gather(tensors, None, p=norms.MODULUS)
-    by_gradient, total = passes.stats_of(passes.stats_each(grads), grads, None)
+    by_gradient, total = reading.stats_of(reading.stats_each(grads), grads)
     return stats.finished(_by_entry(by_gradient, entries), total, grads, p)
 
 
@@ -120,11 +121,10 @@ def _clip_with_stats_(
     gradients: list[Tensor], entries: list[int], max_norm: Tensor, p: float, zero: bool
 ) -> tuple[Tensor, Tensor]:
     rule, grads = ClipRule(check_max_norm(max_norm), zero), gather(gradients, None, p=norms.MODULUS)
-    by_gradient, total = passes.stats_of(passes.stats_each(grads), grads, None)
-    passes.scale_(grads, rule(norms.finish(total[norms.ROWS[p]], p)), zero=zero)
+    by_gradient, total = stats.clip_with_stats_(grads, p, rule)
     return stats.finished(_by_entry(by_gradient, entries), total, grads, p)
 
 
 def _by_entry(values: Tensor, entries: list[int]) -> Tensor:
     """Values in the order of the gradients, [..., U], as those of the parameters, [..., T]."""
-    return norms.spread(values, norms.index_on(entries, values.device))
+    return norms.spread(values, index_on(entries, values.device))

@@ -12,22 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import passes
-from .arguments import (
-    Elsewhere,
-    Group,
-    Limit,
-    Tensors,
-    check_group,
-    check_max_norm,
-    explain_no_gradients,
-    parameter_list,
-    peers_of,
-    shown,
-)
-from .gradients import gather
-from .norms import ClipRule, EachRule, Rule, follow
+from . import passes, reading
+from .arguments import Limit, Tensors, check_max_norm, parameter_list, shown
+from .gradients import gather_given
+from .norms import ClipRule, EachRule, Rule
+from .peers import Elsewhere, Group, check_group
 from .torch_internals import outside_graphs, refuse_tracing
+from .transfers import follow
 
 State = dict[str, Tensor]
 
@@ -89,20 +80,21 @@ class AdaptiveRule(ABC):
 
         Returns:
             The norm before clipping, of order 2: 0-d, fp32 (fp64 if any gradient is), on the first gradient's device.
-            Does not wait for the device.
+            Does not wait for the device. (`SkipSpikes`: whether it was a spike.)
         """
         refuse_tracing()
-        groups = check_group(group, counted_elsewhere)
+        peers = check_group(group, counted_elsewhere)
         items = parameter_list(parameters, grad_attr)
         self.bind(items)
-        grads = gather(items, grad_attr)
-        if not grads.reads:
-            explain_no_gradients(items, grad_attr)
-        peers = peers_of(groups, counted_elsewhere, items)
-        norm = passes.clip_(grads, 2.0, self, peers=peers, dtype=torch.float64).norm
+        grads = gather_given(items, grad_attr, peers=peers)
+        norm = passes.clip_(grads, 2.0, self, dtype=torch.float64).norm
         self.settle()
-        self.total_norm = passes.as_result(norm, grads)
-        return self.total_norm
+        self.total_norm = reading.as_result(norm, grads)
+        return self._answer(self.total_norm)
+
+    def _answer(self, norm: Tensor) -> Tensor:
+        """What `clip_` returns."""
+        return norm
 
     def __call__(self, norm: Tensor) -> Tensor:
         """The coefficient for this norm. Asking again changes nothing."""
@@ -191,7 +183,7 @@ class AdaptiveRule(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
 
 
-class AdaptiveEachRule(AdaptiveRule, EachRule):
+class AdaptiveEachRule(EachRule, AdaptiveRule):
     """One that gives each gradient a coefficient of its own. Its state has a number for each entry of the list."""
 
     def __init__(self, **options: Any) -> None:
@@ -205,9 +197,6 @@ class AdaptiveEachRule(AdaptiveRule, EachRule):
 
     def propose(self, norm: Tensor, state: State) -> Proposal:
         raise TypeError(f"{type(self).__name__} wants the norm of each gradient")
-
-    def __call__(self, norm: Tensor) -> Tensor:
-        return EachRule.__call__(self, norm)
 
     def of_each(self, norm: Tensor, by_entry: Tensor) -> Tensor:
         return self._note(norm, self.propose_each(norm, by_entry, self._on(by_entry.device)))

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import norms, passes
-from .arguments import Peers
+from . import norms, passes, reading
 from .gradients import Gradients, refuse_shared
 from .norms import Clipped, Rule
 
@@ -26,7 +25,6 @@ def measure_scopes(
     scopes: list[Scope],
     *,
     error_if_nonfinite: bool = False,
-    peers: Peers | None = None,
     multiplier: Tensor | None = None,
 ) -> list[Clipped]:
     """Norm and coefficient of each scope, fp64 and 0-d, on the first gradient's device; nothing is written.
@@ -35,18 +33,17 @@ def measure_scopes(
     """
     places = _places(grads, scopes)
     refuse_shared(grads, {place: number for number, own in enumerate(places) for place in own}.get)
-    lifted = passes.lift_each(grads, p)
-    alone = passes.stays_here(grads, peers)
-    if alone:
+    lifted = reading.lift_each(grads, p)
+    if grads.is_local:
         wholes = torch.stack([norms.whole(norms.select(lifted, own), p) for own in places])
     else:
         label = "".join(f"{scope.name}: " for scope in scopes if scope.name)
-        wholes = passes.totals(lifted, p, grads, peers, [scope.entries for scope in scopes], label)
+        wholes = reading.totals(lifted, p, grads, [scope.entries for scope in scopes], label)
     exact = norms.finish(wholes, p)
     if error_if_nonfinite:
-        passes.raise_if_nonfinite(exact, lifted, grads, p)
+        reading.raise_if_nonfinite(exact, lifted, grads, p)
     return [
-        norms.clipped(norm if own or not alone else torch.zeros_like(norm), p, scope.rule, multiplier)
+        norms.clipped(norm if own or not grads.is_local else torch.zeros_like(norm), p, scope.rule, multiplier)
         for norm, own, scope in zip(exact.unbind(), places, scopes, strict=True)
     ]
 
@@ -66,7 +63,7 @@ def scale_scopes_(grads: Gradients, scopes: list[Scope], coefs: list[Tensor], *,
 
 def scope_result(norm: Tensor, grads: Gradients, scope: Scope) -> Tensor:
     """A scope's norm in the dtype of results: fp64 if any gradient of its own is."""
-    return passes.rounded(norm, grads.dtype_of(scope.entries))
+    return reading.rounded(norm, grads.dtype_of(scope.entries))
 
 
 def _places(grads: Gradients, scopes: list[Scope]) -> list[list[int]]:

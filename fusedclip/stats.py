@@ -6,23 +6,19 @@ from typing import Literal, SupportsFloat
 import torch
 from torch import Tensor
 
-from . import norms, passes
+from . import norms, passes, reading
 from .arguments import (
-    Elsewhere,
-    Group,
     Limit,
     Tensors,
     as_list,
-    check_group,
     check_max_norm,
     check_norm_type,
-    check_on_nonfinite,
-    explain_no_gradients,
+    on_nonfinite_is,
     parameter_list,
-    peers_of,
 )
-from .gradients import Gradients, gather
+from .gradients import Gradients, gather, gather_given
 from .norms import ClipRule
+from .peers import Elsewhere, Group, check_group
 from .torch_internals import outside_graphs, refuse_tracing
 
 
@@ -71,9 +67,9 @@ def get_grad_stats(tensors: Tensors, norm_type: SupportsFloat | str = 2.0, *, gr
     """
     refuse_tracing()
     p = _check_order(norm_type)
-    peers = peers_of(check_group(group), None, [])
-    grads = gather(as_list(tensors, "tensors"), None, p=norms.MODULUS)
-    return as_stats(*finished(*passes.stats_of(passes.stats_each(grads), grads, peers), grads, p))
+    peers = check_group(group)
+    grads = gather(as_list(tensors, "tensors"), None, p=norms.MODULUS, peers=peers)
+    return as_stats(*finished(*reading.stats_of(reading.stats_each(grads), grads), grads, p))
 
 
 @outside_graphs
@@ -104,20 +100,23 @@ def clip_grad_norm_with_stats_(
     """
     refuse_tracing()
     p, limit = _check_order(norm_type), check_max_norm(max_norm)
-    rule = ClipRule(limit, check_on_nonfinite(on_nonfinite, ("propagate", "zero")) == "zero")
-    groups = check_group(group, counted_elsewhere)
-    items = parameter_list(parameters, grad_attr)
-    peers = peers_of(groups, counted_elsewhere, items)
-    grads = gather(items, grad_attr, p=norms.MODULUS)
-    if not grads.reads:
-        explain_no_gradients(items, grad_attr)
-    lifted, row = passes.stats_each(grads), norms.ROWS[p]
-    by_entry, total = passes.stats_of(lifted, grads, peers)
+    rule = ClipRule(limit, on_nonfinite_is("zero", on_nonfinite))
+    peers = check_group(group, counted_elsewhere)
+    grads = gather_given(parameter_list(parameters, grad_attr), grad_attr, p=norms.MODULUS, peers=peers)
+    return as_stats(*finished(*clip_with_stats_(grads, p, rule, error_if_nonfinite), grads, p))
+
+
+def clip_with_stats_(
+    grads: Gradients, p: float, rule: ClipRule, error_if_nonfinite: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The same of gradients that have been gathered, giving lifted statistics: [5, T] and [5]."""
+    lifted, row = reading.stats_each(grads), norms.ROWS[p]
+    by_entry, total = reading.stats_of(lifted, grads)
     norm = norms.finish(total[row], p)
     if error_if_nonfinite:
-        passes.raise_if_nonfinite(norm, lifted[row], grads, p)
-    passes.scale_(grads, norms.clipped(norm, p, rule).coef, zero=rule.zero_nonfinite)
-    return as_stats(*finished(by_entry, total, grads, p))
+        reading.raise_if_nonfinite(norm, lifted[row], grads, p)
+    passes.scale_(grads, rule(norm), zero=rule.zero_nonfinite)
+    return by_entry, total
 
 
 def _check_order(norm_type: SupportsFloat | str) -> float:
@@ -134,7 +133,7 @@ def finished(by_entry: Tensor, total: Tensor, grads: Gradients, p: float) -> tup
     """Lifted statistics, [5, T] and [5], as magnitudes, [3, T + 1], and counts, [2, T + 1], those of all last."""
     lifted = torch.cat([by_entry, total.unsqueeze(1)], 1)
     norm = norms.finish(lifted[norms.ROWS[p]], p)
-    magnitudes = passes.as_result(torch.stack([norm, lifted[norms.MAGNITUDES], lifted[norms.LARGEST]]), grads)
+    magnitudes = reading.as_result(torch.stack([norm, lifted[norms.MAGNITUDES], lifted[norms.LARGEST]]), grads)
     counts = lifted[norms.ZEROS : norms.NONFINITE + 1].round().long()  # of replicas each rank counts a part
     return magnitudes, counts
 

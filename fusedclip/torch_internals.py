@@ -11,7 +11,7 @@
                                                               may end before it has told of a write
     the closures of torch.nn.utils.clip_grad                  patch_torch() raises RuntimeError
 
-and, where they are used (gradients/layouts.py, amp.py, optim/):
+and, where they are used (gradients/layouts.py, amp.py, optim/, compile.py, distributed.py, process_groups.py):
 
     DTensor._local_tensor, ._spec                             AttributeError for DTensors
     Tensor._values, ._indices                                 AttributeError for sparse gradients
@@ -22,6 +22,11 @@ and, where they are used (gradients/layouts.py, amp.py, optim/):
     Optimizer._optimizer_step_pre_hooks                       clip_on_step refuses the optimizer
     optimizer.grad_scale, .found_inf of fused optimizers      nothing divides the gradients that were left to them: the
                                                               tests of each would see it
+    Optimizer._step_supports_amp_scaling                      a GradScaler unscales before the step, with a wait
+    function._torchdynamo_inline                              one graph break for each call in a compiled step
+    torch.distributed._functional_collectives                 ImportError under patch_torch() with DTensors
+    ProcessGroup._device_types                                AttributeError where ranks communicate
+    ProcessGroup._get_backend, backend.options._timeout       groups made here have the backend's own timeout
 
 All of them are in torch 2.13; those of the first list but _increment_version were found in the sources of 2.10, too.
 """
@@ -69,11 +74,8 @@ if not hasattr(modes, "_is_in_torch_dispatch_mode"):
 
 def refuse_tracing() -> None:
     """Raise where a call would run once, now, and its result get into a recorded graph as a constant."""
-    if is_tracing() or modes._is_in_torch_dispatch_mode:
-        _explain_tracing()
-
-
-def _explain_tracing() -> None:
+    if not is_tracing() and not modes._is_in_torch_dispatch_mode:
+        return
     tracer = _tracer()
     if tracer is not None:
         raise TorchOnly(

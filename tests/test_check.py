@@ -119,6 +119,15 @@ def test_nothing_to_compare_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "no engine here to compare" in capsys.readouterr().out
 
 
+def test_a_missing_cpu_engine_is_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Cpu, "missing", lambda self: "it did not load")
+    monkeypatch.setattr(check, "lists", lambda device, interpreted: iter(()))
+    assert check.main() == 1
+    assert (
+        "the cpu engine, which this machine should have, is not available: it did not load" in capsys.readouterr().out
+    )
+
+
 def test_the_command() -> None:
     command = [sys.executable, "-W", "error", "-m", "fusedclip"]
     shown = subprocess.run([*command, "check"], capture_output=True, text=True, timeout=300)

@@ -6,7 +6,7 @@ from typing import SupportsFloat
 import torch
 from torch import Tensor
 
-from .. import norms, passes
+from .. import norms, passes, reading
 from ..arguments import Tensors, check_norm_type, explain_no_gradients, parameter_list, shown
 from ..gradients import gather
 from ..torch_internals import is_dtensor, outside_graphs, refuse_tracing
@@ -65,11 +65,11 @@ def adaptive_clip_grad_(
     pairs = [_units(item, number) for number, item in enumerate(distinct)]
     weights = [row for rows, _ in pairs for row in rows]
     grads = gather([row for _, rows in pairs for row in rows], None, p=p)
-    lifted = passes.lift_each(grads, p)
+    lifted = reading.lift_each(grads, p)
     each = norms.finish(lifted, p)
-    limit = factor * norms.finish(passes.lift_each(gather(weights, None, p=p), p), p).clamp(min=floor)
+    limit = factor * norms.finish(reading.lift_each(gather(weights, None, p=p), p), p).clamp(min=floor)
     passes.scale_(grads, torch.where(each < limit, 1.0, limit / each.clamp(min=_LEAST)), checked=True)
-    return passes.as_result(norms.finish(norms.whole(lifted, p), p), grads)
+    return reading.as_result(norms.finish(norms.whole(lifted, p), p), grads)
 
 
 def _units(parameter: Tensor, number: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from .. import norms, passes
-from ..arguments import Tensors, explain_no_gradients, parameter_list
-from ..gradients import gather
+from .. import passes, reading
+from ..arguments import Tensors, parameter_list
+from ..gradients import gather_given
 from ..torch_internals import outside_graphs, refuse_tracing
+from ..transfers import index_on, sent
 from .options import number
 
 
@@ -33,14 +34,11 @@ def clip_by_block_rms_(parameters: Tensors, threshold: float, *, grad_attr: str 
     refuse_tracing()
     largest = number(threshold, "threshold", above=True)
     items = parameter_list(parameters, grad_attr)
-    grads = gather(items, grad_attr)
-    if not grads.reads:
-        explain_no_gradients(items, grad_attr)
-    each, by_entry = passes.norm_of_each(grads, 2.0)
-    roots = norms.sent(
-        torch.tensor([math.sqrt(max(item.numel(), 1)) for item in items], dtype=torch.float64), each.device
-    )
+    grads = gather_given(items, grad_attr)
+    each, by_entry = reading.norm_of_each(grads, 2.0)
+    counts = [max(item.numel(), 1) for item in items]
+    roots = sent(torch.tensor([*map(math.sqrt, counts)], dtype=torch.float64, device="cpu"), each.device)
     by_entry = by_entry / roots
-    own = roots if grads.packed_sources is None else roots[norms.index_on(passes.first_entries(grads), each.device)]
+    own = roots if grads.packed_sources is None else roots[index_on(reading.first_entries(grads), each.device)]
     passes.scale_(grads, 1 / (each / own / largest).clamp(min=1.0))
-    return passes.as_result(by_entry, grads)
+    return reading.as_result(by_entry, grads)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..arguments import Tensors, as_list, shown
-from ..norms import follow
+from ..gradients.layouts import overlaps
 from ..torch_internals import is_dtensor, outside_graphs, refuse_tracing
+from ..transfers import follow
 from .options import number
 
 
@@ -71,7 +72,7 @@ def _pairs(items: list[Tensor], steps: list[Tensor | None], grad_attr: str) -> l
             raise TypeError(f"parameter {number_} is a DTensor; kl_clip_ takes whole gradients: pass .full_tensor()")
         if not grad.layout == step.layout == torch.strided:
             raise TypeError(f"parameter {number_} has a sparse gradient or step; kl_clip_ takes dense ones")
-        if any(stride == 0 and size > 1 for stride, size in zip(step.stride(), step.shape, strict=True)):
+        if overlaps(step):
             raise ValueError(f"preconditioned[{number_}] is expanded and cannot be scaled in place; .clone() it first")
         pairs[id(step)] = grad, step
     return list(pairs.values())

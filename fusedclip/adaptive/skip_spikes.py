@@ -6,11 +6,11 @@ from typing import NamedTuple, SupportsFloat
 import torch
 from torch import Tensor
 
-from ..arguments import Elsewhere, Group, Tensors, check_max_norm
+from ..arguments import check_max_norm
 from ..later import Later
 from ..norms import ClipRule
 from ..rules import AdaptiveRule, Proposal, State
-from ..torch_internals import outside_graphs, user_stacklevel
+from ..torch_internals import user_stacklevel
 from .options import count, fraction, number
 
 
@@ -32,8 +32,9 @@ class SkipSpikes(AdaptiveRule):
 
     A step is left out by `found_inf`: parameters and optimizer state stay as they are, which zeros for gradients would
     not do (momentum and weight decay go on). So it needs `clip_on_step` with a fused Adam, AdamW, SGD or Adagrad, or a
-    GradScaler (which takes any step left out for an overflow, and lowers its scale). `clip_` by itself cannot; it
-    returns the flag.
+    GradScaler (which takes any step left out for an overflow, and lowers its scale). `clip_` by itself cannot: it clips
+    to `max_norm` what is no spike and says whether this is one (1 or 0, fp32, 0-d, on the device), for an optimizer
+    that takes `found_inf`, or to be read; the norm is `total_norm`.
 
     Args:
         factor: of the mean, from which a norm is a spike.
@@ -85,21 +86,7 @@ class SkipSpikes(AdaptiveRule):
         """Steps left out so far: int64, 0-d, on the device."""
         return self._state.get("skipped")
 
-    @outside_graphs
-    def clip_(
-        self,
-        parameters: Tensors,
-        *,
-        group: Group | None = None,
-        counted_elsewhere: Elsewhere | None = None,
-        grad_attr: str = "grad",
-    ) -> Tensor:
-        """Clip to `max_norm` what is no spike, and say whether this is one: 1 or 0, fp32, 0-d, on the device.
-
-        Nothing is skipped by this: hand the answer to an optimizer that takes `found_inf`, or read it. Arguments and
-        errors are those of `fusedclip.clip_grad_norm_`; the norm is `total_norm`.
-        """
-        norm = super().clip_(parameters, group=group, counted_elsewhere=counted_elsewhere, grad_attr=grad_attr)
+    def _answer(self, norm: Tensor) -> Tensor:
         return norm.new_zeros((), dtype=torch.float32) if self._flag is None else self._flag
 
     def propose(self, norm: Tensor, state: State) -> Proposal:

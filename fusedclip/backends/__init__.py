@@ -6,10 +6,10 @@ engine that a device is meant for is missing, a warning says so once: nothing fa
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -31,6 +31,7 @@ __all__ = [
     "available",
     "explain",
     "for_lists",
+    "lacking",
     "serving",
     "updating",
     "use",
@@ -49,16 +50,22 @@ def available() -> tuple[str, ...]:
     return tuple(backend.name for backend in ORDER if backend.missing() is None)
 
 
+def lacking() -> str | None:
+    """Why the engine that every machine should have, the CPU's, is not here; None if it is."""
+    return _BY_NAME[_HOME["cpu"]].missing()
+
+
 def explain() -> str:
     """Each engine, a line: what it serves here, or why it can't."""
     devices = [torch.device("cpu")]
     if torch.accelerator.is_available():
         devices.append(torch.accelerator.current_accelerator() or torch.device("cpu"))
     lines = []
+    preferred = {d.type: _first(d, partial(_refusal, device=d, dtypes=FLOATING)) for d in devices}
     for backend in ORDER:
         missing = backend.missing()
         served = [d.type for d in devices if missing is None and backend.refuses(d, FLOATING) is None]
-        first = [d for d in served if _first_serving(torch.device(d), FLOATING) is backend]
+        first = [device for device in served if preferred[device] is backend]
         status = f"not available: {missing}" if missing else f"serves {', '.join(served) or 'no device here'}"
         lines.append(f"{backend.name:<10} {status}" + (f" (preferred on {', '.join(first)})" if first else ""))
     try:
@@ -98,7 +105,7 @@ def serving(batch: Batch) -> Backend:
             raise RuntimeError(f"the backend {forced.name!r} is forced and does not serve these gradients: {refusal}")
         return forced
     if kind not in _chosen:
-        _chosen[kind] = _choose(*kind)
+        _chosen[kind] = _choose(batch.device, partial(_refusal, device=kind[0], dtypes=kind[1]), "serves gradients")
     return _chosen[kind]
 
 
@@ -119,17 +126,9 @@ def _cannot_update(backend: Backend, device: torch.device) -> str | None:
 
 @cache
 def _chosen_updater(device: torch.device) -> Updater:
-    able = [b for b in ORDER if _cannot_update(b, device) is None and b.volunteers(device)]
-    if not able or able[0].updater is None:
-        raise RuntimeError(f"no engine updates parameters on {device}")
-    home = _HOME.get(device.type)
-    if home is not None and home != able[0].name:
-        warnings.warn(
-            f"fusedclip: the {able[0].name} engine updates parameters on {device}, because the {home} engine cannot: "
-            f"{_cannot_update(_BY_NAME[home], device)}",
-            stacklevel=user_stacklevel(),
-        )
-    return able[0].updater
+    updater = _choose(device, partial(_cannot_update, device=device), "updates parameters").updater
+    assert updater is not None
+    return updater
 
 
 @cache
@@ -143,25 +142,28 @@ def _unforced_for_lists() -> Backend | None:
     return engine if engine.takes_lists and engine.missing() is None else None
 
 
-def _choose(device: torch.device, dtypes: frozenset[torch.dtype]) -> Backend:
-    backend = _first_serving(device, dtypes)
+Refusal = Callable[[Backend], str | None]
+
+
+def _choose(device: torch.device, refusal: Refusal, does: str) -> Backend:
+    """The preferred engine; if that is not the one which the device is meant for, a warning says so."""
+    backend = _first(device, refusal)
     if backend is None:
-        reasons = "; ".join(f"{b.name}: {_refusal(b, device, dtypes)}" for b in ORDER)
-        raise RuntimeError(f"no engine serves gradients on {device}: {reasons}")
+        reasons = "; ".join(f"{b.name}: {refusal(b)}" for b in ORDER)
+        raise RuntimeError(f"no engine {does} on {device}: {reasons}")
     home = _HOME.get(device.type)
     if home is not None and home != backend.name:
         name = f"slow {backend.name}" if backend.name == "reference" else backend.name
         warnings.warn(
-            f"fusedclip: the {name} engine serves gradients on {device}, because the {home} engine is not "
-            f"available: {_refusal(_BY_NAME[home], device, dtypes)}. FUSEDCLIP_BACKEND={backend.name} says that this "
-            "is wanted.",
+            f"fusedclip: the {name} engine {does} on {device}, because the {home} engine is not available: "
+            f"{refusal(_BY_NAME[home])}. FUSEDCLIP_BACKEND={backend.name} says that this is wanted.",
             stacklevel=user_stacklevel(),
         )
     return backend
 
 
-def _first_serving(device: torch.device, dtypes: frozenset[torch.dtype]) -> Backend | None:
-    return next((b for b in ORDER if _refusal(b, device, dtypes) is None and b.volunteers(device)), None)
+def _first(device: torch.device, refusal: Refusal) -> Backend | None:
+    return next((b for b in ORDER if refusal(b) is None and b.volunteers(device)), None)
 
 
 def _named(name: str, where: str) -> Backend:

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from .. import _extension
 from ..dtypes import unknown
 from ..gradients import Batch
 from ..norms import STATS, Clipped, ClipRule
+from ..updates import UpdateRule
 from .base import Backend, Written
-from .cpu_update import CpuUpdater
+from .updater import CompiledUpdater, Streams
 
 _C = _extension.C
 _ONE = torch.ones((), dtype=torch.float64, device="cpu")
@@ -41,6 +42,13 @@ def _take_pattern(asked: str | None) -> str | None:
 
 
 _bad_pattern = _take_pattern(os.environ.get("FUSEDCLIP_CPU_PATTERN"))
+
+
+class CpuUpdater(CompiledUpdater):
+    def update_(self, streams: Streams, rules: Sequence[UpdateRule], coefs: Tensor, skip: Tensor | None) -> None:
+        _C.cpu_update(
+            streams.table, kind=rules[0].kind, rules=rules, coefs=coefs, skip=skip, threads=torch.get_num_threads()
+        )
 
 
 class Cpu(Backend):

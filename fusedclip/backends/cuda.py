@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Literal
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor
 from .. import _extension
 from ..dtypes import unknown
 from ..gradients import Batch
-from ..norms import STATS, Clipped, ClipRule, counts_tensors, follow
+from ..norms import STATS, Clipped, ClipRule, counts_tensors
+from ..transfers import follow
+from ..updates import UpdateRule
 from .base import Backend, Written, on
-from .cuda_update import CudaUpdater
+from .updater import CompiledUpdater, Streams
 
 _C = _extension.C
 _FORMS = ("auto", "two launches", "on chip")  # cuda::Form
@@ -26,6 +28,14 @@ shared memory, and needs every multiprocessor at the same time: it raises Runtim
 and may wait for ever for a kernel that spins on the device until other ranks answer. "auto" keeps on chip what fits
 unless torch.distributed is initialized or the device refused; with other communication libraries choose "two launches".
 """
+
+
+class CudaUpdater(CompiledUpdater):
+    def update_(self, streams: Streams, rules: Sequence[UpdateRule], coefs: Tensor, skip: Tensor | None) -> None:
+        size = _C.cuda_update_scratch_doubles * len(streams.parameters)
+        with on(streams.device):
+            scratch = torch.empty(size, dtype=torch.float64, device=streams.device)
+            _C.cuda_update(streams.table, kind=rules[0].kind, rules=rules, coefs=coefs, skip=skip, scratch=scratch)
 
 
 class Cuda(Backend):
@@ -146,12 +156,6 @@ def runs_on(built: str, capability: tuple[int, int]) -> bool:
     for number, letter, kind in re.findall(r"(\d+)([a-z]?)(-real|-virtual|)", built):
         architecture = int(number)
         same_major = architecture // 10 == capability[0]
-        if letter:
-            fits = architecture == device
-        elif kind == "-real":
-            fits = same_major and architecture <= device
-        else:
-            fits = architecture <= device
-        if fits:
+        if architecture == device or (not letter and architecture < device and (kind != "-real" or same_major)):
             return True
     return False

@@ -66,14 +66,13 @@ class Updater(ABC):
         """
 
 
-def compile_table(streams: Streams) -> list[int]:
-    """Fill in the table for a compiled engine; or, if there are any, give the places of what it could not read.
+class CompiledUpdater(Updater):
+    """One that reads the streams as a table of the extension's."""
 
-    Raises ValueError if two parameters share memory.
-    """
-    s = streams
-    found = _extension.C.gather_updates(s.rows, s.parameters, s.gradients, s.states, s.masters, s.steps)
-    if isinstance(found, list):
-        return found
-    streams.table = found
-    return []
+    def misfits(self, streams: Streams) -> list[int]:
+        s = streams
+        found = _extension.C.gather_updates(s.rows, s.parameters, s.gradients, s.states, s.masters, s.steps)
+        if isinstance(found, list):
+            return found  # what it could not read
+        streams.table = found
+        return []

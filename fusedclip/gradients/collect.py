@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import _extension
+from ..arguments import explain_no_gradients
+from ..peers import Peers
 from .batch import Batch
 from .layouts import Flat, memory_of
 from .shards import Shards, is_double_spec, note, shards_of
@@ -63,6 +65,8 @@ class Gradients:
     repeated: set[int] = field(default_factory=set)  # places in the memory of an earlier one: written with that one
     is_written: bool = False
     shards: Shards | None = None  # if any of them is a DTensor
+    groups: Sequence[Any] = ()  # process groups whose ranks hold others
+    uncounted: Sequence[int] = ()  # entries of the list that one of those ranks counts
     _sources: list[int] | None = None
     _writes: list[Write] | None = None
 
@@ -79,6 +83,16 @@ class Gradients:
         """The same, int64 each; None where every entry has the next place."""
         packed: bytearray | None = self.found.packed_sources
         return packed
+
+    @property
+    def each_is_local(self) -> bool:
+        """Whether this rank can tell the norm of each by itself."""
+        return self.shards is None or self.shards.plan.is_local
+
+    @property
+    def is_local(self) -> bool:
+        """And that of all together, as no other rank holds any."""
+        return not self.groups and self.each_is_local
 
     @property
     def dtype(self) -> torch.dtype:
@@ -175,15 +189,32 @@ class Gradients:
                 flat.bring_home()
 
 
-def gather(items: list[Tensor], attribute: str | None = "grad", *, p: float | None = 2.0) -> Gradients:
+def gather(
+    items: list[Tensor], attribute: str | None = "grad", *, p: float | None = 2.0, peers: Peers | None = None
+) -> Gradients:
     """The gradients of parameters, for an in-place write, or the items themselves (None), to be read only.
 
     `p`: of the norm that is wanted of them; None if none is. Raises TypeError, ValueError or RuntimeError for what
     cannot be clipped, naming it; no gradient has been touched then.
     """
+    uncounted = () if peers is None else peers.uncounted(items)
     if _extension.C is not None:
-        return from_sweep(items, _extension.C.gather(items, attribute, p), attribute)
-    return _survey_all(items, attribute, p)
+        grads = from_sweep(items, _extension.C.gather(items, attribute, p), attribute)
+    else:
+        grads = _survey_all(items, attribute, p)
+    if peers is not None:
+        grads.groups, grads.uncounted = peers.groups, uncounted
+    return grads
+
+
+def gather_given(
+    parameters: list[Tensor], attribute: str, *, p: float | None = 2.0, peers: Peers | None = None
+) -> Gradients:
+    """The same of parameters that a caller named, who is told if they plainly are not what was meant."""
+    grads = gather(parameters, attribute, p=p, peers=peers)
+    if not grads.reads:
+        explain_no_gradients(parameters, attribute)
+    return grads
 
 
 def from_sweep(items: list[Tensor], gathered: Any, attribute: str | None) -> Gradients:

@@ -5,7 +5,7 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,18 +50,7 @@ class History:
             if len(self.layers) > ROWS:
                 del self.layers[1::2], self.layer_steps[1::2]
                 self._stride *= 2
-        self.records.append(
-            Record(
-                record.step,
-                record.norm,
-                record.limit,
-                record.coef,
-                record.zeros,
-                record.largest,
-                record.nonfinite,
-                None,
-            )
-        )
+        self.records.append(replace(record, layers=None))
 
     def _forget(self, step: int) -> None:
         """What is known of this step and of later ones."""

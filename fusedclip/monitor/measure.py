@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .. import norms, passes
+from .. import norms, reading
 from ..gradients import Gradients
 
 
@@ -21,11 +21,11 @@ class Found(NamedTuple):
 
 def measure_each(grads: Gradients, p: float) -> Found:
     """Orders whose norm is not among the statistics (2, 1 and inf are) take a read pass of their own."""
-    stats = passes.stats_each(grads)
-    by_entry, together = passes.stats_of(stats, grads, None)
+    stats = reading.stats_each(grads)
+    by_entry, together = reading.stats_of(stats, grads, over_groups=False)
     others = by_entry[norms.NONFINITE], together[norms.ZEROS], together[norms.LARGEST]
     if p in norms.ROWS:
         row = norms.ROWS[p]
         return Found(stats[row], norms.finish(by_entry[row], p), *others)
-    lifted = passes.lift_each(grads, p)
-    return Found(lifted, passes.norms_of_entries(lifted, grads, p), *others)
+    lifted = reading.lift_each(grads, p)
+    return Found(lifted, reading.norms_of_entries(lifted, grads, p), *others)

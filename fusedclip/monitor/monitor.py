@@ -8,24 +8,15 @@ from typing import Any, Literal, NamedTuple, SupportsFloat
 import torch
 from torch import Tensor
 
-from .. import norms, passes
-from ..arguments import (
-    Elsewhere,
-    Group,
-    Limit,
-    Peers,
-    check_group,
-    check_norm_type,
-    check_on_nonfinite,
-    explain_no_gradients,
-    peers_of,
-    shown,
-)
-from ..gradients import Gradients, gather
+from .. import passes, reading
+from ..arguments import Limit, check_norm_type, on_nonfinite_is, shown
+from ..gradients import Gradients, gather_given
 from ..later import Later
 from ..norms import MODULUS, Clipped, ClipRule, EachRule, Rule
+from ..peers import Elsewhere, Group, check_group
 from ..rules import AdaptiveRule, as_rule, renamed
 from ..torch_internals import outside_graphs, refuse_tracing
+from ..transfers import on_device
 from .history import History, Suggestion, Summary
 from .measure import Found, measure_each
 from .record import Record
@@ -113,9 +104,9 @@ class GradMonitor:
         """
         refuse_tracing()
         p, rule = check_norm_type(norm_type), as_rule(max_norm)
-        if check_on_nonfinite(on_nonfinite, ("propagate", "zero")) == "zero":
+        if on_nonfinite_is("zero", on_nonfinite):
             rule = _with_zeros(rule)
-        peers = peers_of(check_group(group, counted_elsewhere), counted_elsewhere, self._parameters)
+        peers = check_group(group, counted_elsewhere)
         if isinstance(rule, AdaptiveRule):
             if rule.skips:
                 raise ValueError(
@@ -123,18 +114,16 @@ class GradMonitor:
                     "fusedclip.optim.clip_on_step, and leave max_norm at inf here"
                 )
             rule.bind(self._parameters, self._names)
-        grads = gather(self._parameters, p=MODULUS if self._is_recorded else p)
-        if not grads.reads:
-            explain_no_gradients(self._parameters, "grad")
+        grads = gather_given(self._parameters, "grad", p=MODULUS if self._is_recorded else p, peers=peers)
         self._deliver()
         if self._is_recorded:
-            norm = self._clip_and_record(grads, p, rule, peers)
+            norm = self._clip_and_record(grads, p, rule)
         else:
-            norm = passes.clip_(grads, p, rule, peers=peers, dtype=torch.float64).norm
+            norm = passes.clip_(grads, p, rule, dtype=torch.float64).norm
         if isinstance(rule, AdaptiveRule):
             rule.settle()
         self.step += 1
-        return passes.as_result(norm, grads)
+        return reading.as_result(norm, grads)
 
     def flush(self) -> None:
         """Wait for what is on its way, hand it to the sinks, and have them write it out."""
@@ -202,9 +191,9 @@ class GradMonitor:
     def _is_recorded(self) -> bool:
         return self.step % self._every == 0
 
-    def _clip_and_record(self, grads: Gradients, p: float, rule: Rule, peers: Peers | None) -> Tensor:
+    def _clip_and_record(self, grads: Gradients, p: float, rule: Rule) -> Tensor:
         found = measure_each(grads, p)
-        clipped = passes.clipped_by(found.lifted, grads, p, rule, peers=peers)
+        clipped = passes.clipped_by(found.lifted, grads, p, rule)
         passes.scale_(grads, clipped.coef, zero=rule.zero_nonfinite)
         self._send(clipped, found, grads, rule)
         return clipped.norm
@@ -217,7 +206,7 @@ class GradMonitor:
         limit = _limit(rule)
         head = torch.stack([
             norm,
-            norms.on_device(math.nan if limit is None else limit, device),
+            on_device(math.nan if limit is None else limit, device),
             clipped.coef.amin() if clipped.coef.numel() else torch.ones_like(norm),
             found.zeros,
             found.largest,

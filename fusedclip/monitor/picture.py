@@ -129,6 +129,9 @@ def _label_percentiles(axes: "Axes", norms: Sequence[float]) -> None:
 
 def _layers(axes: "Axes", scale: "Axes", history: History) -> None:
     """A row for each parameter, and beside them what the colours mean."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
     rows = [[_seen(norm) for norm in row] for row in zip(*history.layers, strict=True)]
     steps = history.layer_steps
     edges = [steps[0] - 0.5, *((a + b) / 2 for a, b in pairwise(steps)), steps[-1] + 0.5]
@@ -142,7 +145,7 @@ def _layers(axes: "Axes", scale: "Axes", history: History) -> None:
     kinds = {norm for row in rows for norm in row if norm <= 0}
     shown = {name: (kind, colour) for name, (kind, colour) in odd.items() if kind in kinds}
     for kind, colour in shown.values():
-        paint(lambda norm, kind=kind: norm == kind, cmap=_one(colour))  # type: ignore[misc]
+        paint(lambda norm, kind=kind: norm == kind, cmap=ListedColormap([colour]))  # type: ignore[misc]
     _name_rows(axes, history.names)
     axes.set_xlabel("step")
     assert axes.figure is not None
@@ -150,7 +153,7 @@ def _layers(axes: "Axes", scale: "Axes", history: History) -> None:
     bar.set_label("norm (log scale)")
     scale.axis("off")
     if shown:
-        handles = [_patch(colour, name) for name, (_, colour) in shown.items()]
+        handles = [Patch(facecolor=colour, edgecolor=GREY, label=name) for name, (_, colour) in shown.items()]
         axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False)
 
 
@@ -177,18 +180,6 @@ def _seen(norm: float | None) -> float:
     if norm is None:
         return _ABSENT
     return norm if math.isfinite(norm) else _BROKEN
-
-
-def _one(colour: str) -> Any:
-    from matplotlib.colors import ListedColormap
-
-    return ListedColormap([colour])
-
-
-def _patch(colour: str, name: str) -> Any:
-    from matplotlib.patches import Patch
-
-    return Patch(facecolor=colour, edgecolor=GREY, label=name)
 
 
 def _short(name: str, most: int = 34) -> str:

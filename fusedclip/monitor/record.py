@@ -49,16 +49,12 @@ def read_record(row: dict[str, Any], count: int) -> Record:
     if layers is not None and len(layers) != count:
         raise ValueError(f"{len(layers)} layers of {count}")
     return Record(
-        int(row["step"]), _float(row["norm"]), None if row["limit"] is None else _float(row["limit"]),
-        _float(row["coef"]), int(row["zeros"]), _float(row["largest"]), tuple(row["nonfinite"]),
-        None if layers is None else tuple(None if norm is None else _float(norm) for norm in layers),
+        int(row["step"]), float(row["norm"]), None if row["limit"] is None else float(row["limit"]),
+        float(row["coef"]), int(row["zeros"]), float(row["largest"]), tuple(row["nonfinite"]),
+        None if layers is None else tuple(None if norm is None else float(norm) for norm in layers),
     )  # fmt: skip
 
 
 def _number(value: float | None) -> float | str | None:
     """JSON has no NaN and no infinity: they are strings, which float() reads."""
     return value if value is None or math.isfinite(value) else str(value)
-
-
-def _float(value: float | str) -> float:
-    return float(value)

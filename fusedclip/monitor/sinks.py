@@ -71,7 +71,7 @@ class TensorBoard:
     def __call__(self, record: Record) -> None:
         for name, value in scalars(record).items():
             self._writer.add_scalar(name, value, record.step)
-        logarithms = layer_logarithms(record)
+        logarithms = [math.log10(norm) for norm in record.layers or () if norm is not None and 0 < norm < math.inf]
         if logarithms:
             self._writer.add_histogram("grad/log10 of layer norms", torch.tensor(logarithms, device="cpu"), record.step)
 
@@ -123,8 +123,3 @@ def scalars(record: Record) -> dict[str, float]:
         "grad/nonfinite parameters": float(len(record.nonfinite)),
     }
     return values if record.limit is None else {**values, "grad/limit": record.limit}
-
-
-def layer_logarithms(record: Record) -> list[float]:
-    """Of those that have one."""
-    return [math.log10(norm) for norm in record.layers or () if norm is not None and 0 < norm < math.inf]

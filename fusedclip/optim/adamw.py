@@ -5,9 +5,12 @@ from typing import Any, Literal, SupportsFloat
 import torch
 from torch import Tensor
 
-from ..arguments import Group, Limit
+from ..arguments import Limit
+from ..peers import Group
 from ..updates import AdamWRule
-from .step import ClippingOptimizer, Params, keeping_of, learning_rate, limits_of, number_at_least_0
+from .base import ClippingOptimizer, Params, learning_rate, number_at_least_0
+from .limits import limits_of
+from .states import keeping_of
 
 
 class AdamW(ClippingOptimizer):
@@ -78,11 +81,8 @@ class AdamW(ClippingOptimizer):
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
             "maximize": maximize,
-            # torch's, for its own use after loading
-            "foreach": None,
+            # torch's, for its own use after loading; base.py has those of all optimizers
             "capturable": False,
-            "differentiable": False,
-            "fused": True,
             "decoupled_weight_decay": True,
         }
         super().__init__(

@@ -1,22 +1,18 @@
 """What clips the gradients of an optimizer of our own: norms are measured, coefficients are left to its kernels."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 
-from .. import passes
-from ..arguments import Peers, check_max_norm, peers_of
+from ..arguments import Limit, check_max_norm, check_norm_type, on_nonfinite_is
 from ..gradients import gather
-from ..norms import Clipped, ClipRule, Rule, follow
-from ..scopes import Scope, measure_scopes, scope_result
+from ..norms import ClipRule
+from ..peers import Group, Peers, check_group
+from ..transfers import follow
+from .groups import TOGETHER, Results, found_inf_in, measure_groups, results_of, scopes_of
 from .skip import combine_flags
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
-
-TOGETHER = -1  # the scope of all groups without a limit of their own
 
 
 @dataclass(frozen=True)
@@ -26,18 +22,25 @@ class Limits:
     rule: ClipRule | None  # of what is clipped together; None: that is not even measured
     p: float
     skip: bool
-    ranks: "tuple[ProcessGroup, ...]"
+    peers: Peers | None
+
+
+def limits_of(max_norm: Limit | None, norm_type: SupportsFloat, on_nonfinite: str, group: Group | None) -> Limits:
+    """The constructor's arguments, checked."""
+    skip = on_nonfinite_is("skip", on_nonfinite)
+    rule = None if max_norm is None else ClipRule(check_max_norm(max_norm))
+    if skip and rule is None:
+        raise ValueError("on_nonfinite='skip' asks the norm, and max_norm=None takes none; max_norm=inf measures only")
+    return Limits(rule, check_norm_type(norm_type), skip, check_group(group))
 
 
 @dataclass
 class Measured:
-    """What one step is to do with its gradients."""
+    """What one step is to do with its gradients, and to tell of them."""
 
     coefs: Tensor  # of each param group, fp64: the clip and the inverse of a loss scale
     skip: Tensor | None  # fp32, 0-d
-    total_norm: Tensor | None = None
-    clip_coef: Tensor | None = None
-    group_norms: dict[int, Tensor] = field(default_factory=dict)
+    results: Results
 
 
 def measure(
@@ -49,53 +52,15 @@ def measure(
     coefs = torch.ones(len(groups), dtype=torch.float64, device=device)
     if inverse is not None:
         coefs *= follow(inverse, device)
-    measured = Measured(coefs, None)
     parameters, scopes = scopes_of(groups, limits.rule)
+    results: Results = (None, None, {})
     if scopes:
-        grads = gather(parameters, p=limits.p)
-        peers: Peers | None = peers_of(limits.ranks, None, parameters)
-        if len(scopes) == 1 and len(next(iter(scopes.values())).entries) == len(parameters):
-            (scope,) = scopes.values()
-            clipped = [passes.measure(grads, limits.p, scope.rule, peers=peers, multiplier=inverse)]
-        else:
-            clipped = measure_scopes(grads, limits.p, [*scopes.values()], peers=peers, multiplier=inverse)
+        grads = gather(parameters, p=limits.p, peers=limits.peers)
+        clipped = measure_groups(grads, limits.p, scopes, inverse)
         if limits.skip:
-            flags.append(passes.found_inf(grads, limits.p, torch.stack([c.norm for c in clipped]), peers))
-        norms = [scope_result(c.norm, grads, scope) for c, scope in zip(clipped, scopes.values(), strict=True)]
-        _note(measured, dict(zip(scopes, clipped, strict=True)), dict(zip(scopes, norms, strict=True)), scale)
-    measured.skip = combine_flags(flags).float() if flags else None
-    return measured
-
-
-def scopes_of(groups: list[dict[str, Any]], rule: Rule | None) -> tuple[list[Tensor], dict[int, Scope]]:
-    """The parameters that are measured, and the scopes of them: of all groups without a "max_norm" of their own (the
-    first, if there is a rule for it), and by index of each that has one."""
-    parameters: list[Tensor] = []
-    together: list[int] = []
-    scopes: dict[int, Scope] = {} if rule is None else {TOGETHER: Scope(together, rule)}
-    for i, group in enumerate(groups):
-        own = group.get("max_norm")
-        if own is None and rule is None:
-            continue
-        entries = range(len(parameters), len(parameters) + len(group["params"]))
-        parameters += group["params"]
-        if own is None:
-            together.extend(entries)
-        else:
-            scopes[i] = Scope(entries, ClipRule(check_max_norm(own, f'optimizer.param_groups[{i}]["max_norm"]')))
-    return parameters, scopes
-
-
-def _note(measured: Measured, clipped: dict[int, Clipped], norms: dict[int, Tensor], scale: Tensor | None) -> None:
-    whole = clipped.get(TOGETHER)
-    measured.total_norm = norms.pop(TOGETHER, None)
-    measured.group_norms = norms
-    coefs = measured.coefs
-    if whole is not None:
-        coefs[:] = follow(whole.coef, coefs.device)
-        coef = whole.coef if scale is None else whole.coef * follow(scale, whole.coef.device)
-        assert measured.total_norm is not None
-        measured.clip_coef = coef.to(measured.total_norm.dtype, copy=True)
-    for i, own in clipped.items():
-        if i != TOGETHER:
-            coefs[i] = follow(own.coef, coefs.device)
+            flags.append(found_inf_in(clipped, grads, limits.p))
+        results = results_of(clipped, grads, scopes, scale)
+        for number, own in clipped.items():  # all groups together come first
+            coefs[slice(None) if number == TOGETHER else number] = follow(own.coef, device)
+    skip = combine_flags(flags)
+    return Measured(coefs, None if skip is None else skip.float(), results)

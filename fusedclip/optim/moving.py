@@ -12,9 +12,9 @@ from ..backends import Streams, Updater, updating
 from ..backends.reference_update import ReferenceUpdater
 from ..dtypes import FLOATING, name_of
 from ..gradients.layouts import EXACT_TYPES, overlaps
-from ..norms import follow
-from ..passes import insist
+from ..interrupts import Part, all_or_none, insist
 from ..torch_internals import dispatches, increment_version, is_dtensor
+from ..transfers import follow
 from ..updates import UpdateRule
 from .limits import Measured
 from .states import Keeping, State, complete
@@ -191,28 +191,31 @@ def _check(streams: Streams, place: int) -> None:
 
 def move(calls: list[Call], measured: Measured) -> None:
     """Make the step, whole even if an interrupt arrives on the way."""
-    interrupted: KeyboardInterrupt | None = None
-    for number, call in enumerate(calls):
-        device = call.streams.device
-        skip = None if measured.skip is None else follow(measured.skip, device)
-        coefs = follow(measured.coefs, device)
-        if len(call.groups) < len(coefs):
-            coefs = torch.stack([coefs[i] for i in call.groups])
-        rules = [_there(rule, device) for rule in call.rules]
-        before = _updates(call)
-        while True:
-            try:
-                call.updater.update_(call.streams, rules, coefs, skip)
-            except KeyboardInterrupt as interrupt:
-                interrupted = interrupt
-                if _updates(call) == before and call.streams.table is not None:
-                    if number == 0:
-                        raise  # nothing at all has been written
-                    continue
-            break
+    all_or_none([_part(call, measured) for call in calls])
+
+
+def _part(call: Call, measured: Measured) -> Part:
+    device = call.streams.device
+    skip = None if measured.skip is None else follow(measured.skip, device)
+    coefs = follow(measured.coefs, device)
+    if len(call.groups) < len(coefs):
+        coefs = torch.stack([coefs[i] for i in call.groups])
+    rules = [_there(rule, device) for rule in call.rules]
+    before = _updates(call)
+
+    def has_written() -> bool:
+        return call.streams.table is None or _updates(call) > before
+
+    def part() -> None:
+        try:
+            call.updater.update_(call.streams, rules, coefs, skip)
+        except KeyboardInterrupt:
+            if has_written():
+                _tell(call)
+            raise
         _tell(call)
-    if interrupted is not None:
-        raise interrupted
+
+    return part, has_written
 
 
 def _tell(call: Call) -> None:

@@ -5,6 +5,7 @@ fused optimizers, which divide every gradient by `grad_scale` and skip the step 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, SupportsFloat
 
 import torch
@@ -13,23 +14,15 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .. import passes
-from ..arguments import (
-    Elsewhere,
-    Group,
-    Limit,
-    Peers,
-    check_defer,
-    check_group,
-    check_norm_type,
-    check_on_nonfinite,
-    peers_of,
-)
+from ..arguments import Limit, check_defer, check_norm_type, on_nonfinite_is
 from ..gradients import Gradients, gather, shares_memory
-from ..norms import Clipped, EachRule, Rule, follow
+from ..norms import Clipped, EachRule, Rule
+from ..peers import Elsewhere, Group, Peers, check_group
 from ..rules import AdaptiveRule, as_rule
-from ..scopes import Scope, measure_scopes, scale_scopes_, scope_result
+from ..scopes import Scope, scale_scopes_
 from ..torch_internals import outside_graphs, refuse_tracing
-from .limits import scopes_of
+from ..transfers import follow
+from .groups import TOGETHER, LastStep, found_inf_in, measure_groups, results_of, scopes_of
 from .skip import combine_flags, prepare_momentum, refuse_unmade_momentum
 from .stand_in import StandIn, is_inner_step, takes_grad_scale
 
@@ -106,37 +99,23 @@ def clip_on_step(
     #                   scales   defers   scales   defers
     #     AdamW          1.25     1.25     1.57     1.36      (a grad_scale of 1 at the steps that don't clip: 1.37)
     #     SGD, momentum  1.29     1.29     1.77     1.54
-    skip = check_on_nonfinite(on_nonfinite, ("propagate", "skip")) == "skip"
+    skip = on_nonfinite_is("skip", on_nonfinite)
     rule, p = as_rule(max_norm), check_norm_type(norm_type)
-    ranks = (check_group(group, counted_elsewhere), counted_elsewhere)
-    handle = ClipOnStep(rule, p, skip, check_defer(defer), ranks)
+    handle = ClipOnStep(rule, p, skip, check_defer(defer), check_group(group, counted_elsewhere))
     handle._register(optimizer)
     return handle
 
 
-class ClipOnStep:
+class ClipOnStep(LastStep):
     """What `clip_on_step` returns: what the last step did, and the way to end it. None waits for the device.
 
     A pickled or copied handle knows what the last step did and belongs to no optimizer: its `remove()` does nothing.
     """
 
-    total_norm: Tensor | None = None
-    """The norm before clipping at the last step, of all param groups without a "max_norm" of their own: 0-d, fp32 (fp64
-    if any gradient is), on the first gradient's device. None before the first step."""
-
-    clip_coef: Tensor | None = None
-    """What the clip multiplied these gradients by, in the same dtype and place: 1 where nothing was clipped. One for
-    each gradient, if the rule is such."""
-
-    group_norms: dict[int, Tensor]
-    """By index, the norm of each param group that has a "max_norm" of its own."""
-
     _is_registered = False  # before _register, after remove() and in a copy
 
-    def __init__(
-        self, rule: Rule, p: float, skip: bool, defer: bool | None, ranks: tuple[Any, Elsewhere | None]
-    ) -> None:
-        self._rule, self._p, self._skip, self._defer, self._ranks = rule, p, skip, defer, ranks
+    def __init__(self, rule: Rule, p: float, skip: bool, defer: bool | None, peers: Peers | None) -> None:
+        self._rule, self._p, self._skip, self._defer, self._peers = rule, p, skip, defer, peers
         if isinstance(rule, AdaptiveRule):
             self._skip |= rule.skips
         self.group_norms = {}
@@ -201,10 +180,10 @@ class ClipOnStep:
         stand_in = StandIn(optimizer) if to_show and takes_grad_scale(optimizer) else None
         shown = args if stand_in is None else (stand_in, *args[1:])
         if callable(kwargs.get("closure")):
-            return shown, {**kwargs, "closure": self._clipping(kwargs["closure"], optimizer, stand_in)}
+            return shown, {**kwargs, "closure": partial(self._clip_after, kwargs["closure"], optimizer, stand_in)}
         for place, argument in enumerate(args[1:], start=1):
             if callable(argument):
-                wrapped = self._clipping(argument, optimizer, stand_in)
+                wrapped = partial(self._clip_after, argument, optimizer, stand_in)
                 return (*shown[:place], wrapped, *shown[place + 1 :]), kwargs
         self._clip(optimizer, stand_in)
         return None if stand_in is None else (shown, kwargs)
@@ -220,17 +199,11 @@ class ClipOnStep:
             )
         self._clip(optimizer, None)
 
-    def _clipping(
-        self, closure: Callable[[], Any], optimizer: Optimizer, stand_in: StandIn | None
-    ) -> Callable[[], Any]:
-        """The closure, clipping what it has made."""
-
-        def clipping_closure() -> Any:
-            loss = closure()
-            self._clip(optimizer, stand_in)
-            return loss
-
-        return clipping_closure
+    def _clip_after(self, closure: Callable[[], Any], optimizer: Optimizer, stand_in: StandIn | None) -> Any:
+        """What a closure returns, when what it has made is clipped."""
+        loss = closure()
+        self._clip(optimizer, stand_in)
+        return loss
 
     def _clip(self, optimizer: Optimizer, stand_in: StandIn | None) -> None:
         """Clip the gradients as they are now, by scaling them or through what `stand_in` shows to the step."""
@@ -238,28 +211,19 @@ class ClipOnStep:
         self._check(optimizer)
         if stand_in is None:
             refuse_unmade_momentum(optimizer)
-        grads, scopes, peers = self._gather(optimizer)
-        scale = getattr(optimizer, "grad_scale", None)  # a GradScaler's: these gradients are still too large by that
-        one = len(scopes) == 1 and not isinstance(self._rule, EachRule)  # coefficient
-        defer = stand_in is not None and one and self._defers(optimizer, grads, scaled=scale is not None)
-        clipped = self._measure_and_scale(grads, list(scopes.values()), peers, scale, write=not defer)
-        whole = clipped[0]
-        if stand_in is not None and defer and (scale is not None or not _seen_to_be_one(whole.coef)):
-            stand_in.grad_scale = whole.coef.reciprocal().float()
-        self._prepare_skip(optimizer, stand_in, self._found_inf(grads, peers, clipped))
-
-        coef = whole.coef if scale is None else whole.coef * follow(scale, whole.coef.device)
-        results = [scope_result(c.norm, grads, scope) for c, scope in zip(clipped, scopes.values(), strict=True)]
-        self.total_norm, *own = results
-        self.clip_coef = coef.to(self.total_norm.dtype, copy=True)
-        self.group_norms = dict(zip(list(scopes)[1:], own, strict=True))
-
-    def _gather(self, optimizer: Optimizer) -> tuple[Gradients, dict[int, Scope], Peers | None]:
-        """All gradients; what is clipped together (the first) and by itself, by index of the param group; peers."""
         parameters, scopes = scopes_of(optimizer.param_groups, self._rule)
         if isinstance(self._rule, AdaptiveRule):
             self._rule.bind(parameters)
-        return gather(parameters, p=self._p), scopes, peers_of(*self._ranks, parameters)
+        grads = gather(parameters, p=self._p, peers=self._peers)
+        scale = getattr(optimizer, "grad_scale", None)  # a GradScaler's: these gradients are still too large by that
+        one_coef = len(scopes) == 1 and not isinstance(self._rule, EachRule)
+        defer = stand_in is not None and one_coef and self._defers(optimizer, grads, scaled=scale is not None)
+        clipped = self._measure_and_scale(grads, scopes, scale, write=not defer)
+        coef = clipped[TOGETHER].coef
+        if stand_in is not None and defer and (scale is not None or not _seen_to_be_one(coef)):
+            stand_in.grad_scale = coef.reciprocal().float()
+        self._prepare_skip(optimizer, stand_in, found_inf_in(clipped, grads, self._p) if self._skip else None)
+        self.total_norm, self.clip_coef, self.group_norms = results_of(clipped, grads, scopes, scale)
 
     def _defers(self, optimizer: Optimizer, grads: Gradients, *, scaled: bool) -> bool:
         if shares_memory(grads):
@@ -275,39 +239,30 @@ class ClipOnStep:
         return takes_grad_scale(optimizer) and grads.dtype == torch.float32 and (scaled or grads.device.type == "cpu")
 
     def _measure_and_scale(
-        self, grads: Gradients, scopes: list[Scope], peers: Peers | None, scale: Tensor | None, *, write: bool
-    ) -> list[Clipped]:
+        self, grads: Gradients, scopes: dict[int, Scope], scale: Tensor | None, *, write: bool
+    ) -> dict[int, Clipped]:
         """Clip, or without `write` only find out by how much; norms are in fp64.
 
         With a loss scale the gradients stay as large as they are by that, and the coefficients say so: the step will
         divide.
         """
-        p = self._p
         if len(scopes) == 1 and write and scale is None:
-            return [passes.clip_(grads, p, scopes[0].rule, peers=peers, dtype=torch.float64)]
-        inverse = None if scale is None else scale.double().reciprocal()
-        if len(scopes) == 1:
-            clipped = [passes.measure(grads, p, scopes[0].rule, peers=peers, multiplier=inverse)]
-        else:
-            clipped = measure_scopes(grads, p, scopes, peers=peers, multiplier=inverse)
+            return {TOGETHER: passes.clip_(grads, self._p, self._rule, dtype=torch.float64)}
+        clipped = measure_groups(grads, self._p, scopes, None if scale is None else scale.double().reciprocal())
         if write:
-            coefs = [_unscaled(c, scope.rule, scale) for c, scope in zip(clipped, scopes, strict=True)]
-            scale_scopes_(grads, scopes, coefs)
+            coefs = [_unscaled(own, scopes[number].rule, scale) for number, own in clipped.items()]
+            scale_scopes_(grads, list(scopes.values()), coefs)
         return clipped
-
-    def _found_inf(self, grads: Gradients, peers: Peers | None, clipped: list[Clipped]) -> Tensor | None:
-        if not self._skip:
-            return None
-        return passes.found_inf(grads, self._p, torch.stack([c.norm for c in clipped]), peers)
 
     def _prepare_skip(self, optimizer: Optimizer, stand_in: StandIn | None, found: Tensor | None) -> None:
         """Show the step whether to skip, in our eyes or a GradScaler's, whose answer to no gradients is a plain 0."""
         flags = [flag for flag in (found, getattr(optimizer, "found_inf", None)) if isinstance(flag, Tensor)]
         if isinstance(self._rule, AdaptiveRule):
-            wanted = self._rule.settle(combine_flags(flags) if flags else None)
+            wanted = self._rule.settle(combine_flags(flags))
             flags += [] if wanted is None else [wanted]
-        if self._skip and stand_in is not None:
-            stand_in.found_inf = combine_flags(flags)
+        skip = combine_flags(flags)
+        if self._skip and stand_in is not None and skip is not None:
+            stand_in.found_inf = skip
         if flags and isinstance(optimizer, torch.optim.SGD):
             prepare_momentum(optimizer, stand_in)
 

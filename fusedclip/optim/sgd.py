@@ -5,9 +5,12 @@ from typing import Any, Literal, SupportsFloat
 import torch
 from torch import Tensor
 
-from ..arguments import Group, Limit
+from ..arguments import Limit
+from ..peers import Group
 from ..updates import SGDRule
-from .step import ClippingOptimizer, Params, keeping_of, learning_rate, limits_of, number_at_least_0
+from .base import ClippingOptimizer, Params, learning_rate, number_at_least_0
+from .limits import limits_of
+from .states import keeping_of
 
 
 class SGD(ClippingOptimizer):
@@ -25,6 +28,8 @@ class SGD(ClippingOptimizer):
 
     A step that is skipped leaves no momentum behind, with dampening, too: the first step that is made is the first.
     """
+
+    _own_keys = frozenset({"step"})
 
     def __init__(
         self,
@@ -50,10 +55,6 @@ class SGD(ClippingOptimizer):
             "weight_decay": weight_decay,
             "nesterov": nesterov,
             "maximize": maximize,
-            # torch's, for its own use after loading
-            "foreach": None,
-            "differentiable": False,
-            "fused": True,
         }
         super().__init__(
             params, defaults, limits_of(max_norm, norm_type, on_nonfinite, group), keeping_of(moments, master)
@@ -71,6 +72,3 @@ class SGD(ClippingOptimizer):
             bool(group["nesterov"]),
             bool(group["maximize"]),
         )
-
-    def _own_keys(self) -> set[str]:
-        return {"step"}

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..norms import follow
+from ..transfers import follow
 from .stand_in import StandIn
 
 
-def combine_flags(flags: list[Tensor]) -> Tensor:
-    """1 if any flag is not 0. torch's kernels skip at exactly 1, and a GradScaler adds up the flags of its devices."""
+def combine_flags(flags: list[Tensor]) -> Tensor | None:
+    """1 if any flag is not 0, None if there is none. torch's kernels skip at exactly 1, and a GradScaler adds up the
+    flags of its devices."""
+    if not flags:
+        return None
     found, *others = flags
     for other in others:
         found = torch.maximum(found, follow(other, found.device))

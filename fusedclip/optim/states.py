@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..arguments import shown
 from ..torch_internals import is_dtensor, user_stacklevel
 from ..updates import join, split
 
@@ -49,6 +50,18 @@ class Keeping:
         if self.moments is not None:
             return self.moments
         return parameter.dtype if self.key_for(parameter) is None else torch.float32
+
+
+def keeping_of(moments: torch.dtype | None, master: Literal["fp32", "split"] | None) -> Keeping:
+    """The constructor's arguments, checked."""
+    if moments not in (None, torch.float32, torch.bfloat16, torch.float64):
+        because = ", in which the squares of small gradients vanish" if moments == torch.float16 else ""
+        raise ValueError(
+            f"moments must be None, torch.float32, torch.bfloat16 or torch.float64, got {moments}{because}"
+        )
+    if master not in (None, *KEYS):
+        raise ValueError(f'master must be None, "fp32" or "split", got {shown(master)}')
+    return Keeping(moments, master)
 
 
 def complete(state: State, parameter: Tensor, names: tuple[str, ...], counts_steps: bool, keeping: Keeping) -> None:

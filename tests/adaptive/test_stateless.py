@@ -77,6 +77,13 @@ def test_agc_of_channels_last_and_of_what_has_no_gradient(engine: Engine) -> Non
     assert parameter.grad._version > version
 
 
+def test_the_default_device_does_not_matter_to_block_rms(engine: Engine) -> None:
+    (params, _), (same, _) = made(engine), made(engine)
+    expected = adaptive.clip_by_block_rms_(params, 0.5)
+    with torch.device("meta"):
+        assert torch.equal(adaptive.clip_by_block_rms_(same, 0.5), expected)
+
+
 def test_block_rms_is_optaxs(engine: Engine) -> None:
     params, before = made(engine)
     params.insert(1, nn.Parameter(engine.randn(3)))

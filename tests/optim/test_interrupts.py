@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from fusedclip.backends.cpu_update import CpuUpdater
-from fusedclip.optim import AdamW
+from fusedclip.backends.cpu import CpuUpdater
+from fusedclip.optim import AdamW, moving
+
+
+def made() -> AdamW:
+    ps = [Parameter(torch.ones(n)) for n in (3, 4)]
+    for p in ps:
+        p.grad = torch.full_like(p, 0.5)
+    return AdamW([{"params": ps[:1]}, {"params": ps[1:], "amsgrad": True}], max_norm=1.0)
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -24,12 +31,6 @@ def test_a_step_is_whole_or_not_begun(number: int, after: bool, monkeypatch: pyt
         if len(calls) == number + 1:
             raise KeyboardInterrupt
 
-    def made() -> AdamW:
-        ps = [Parameter(torch.ones(n)) for n in (3, 4)]
-        for p in ps:
-            p.grad = torch.full_like(p, 0.5)
-        return AdamW([{"params": ps[:1]}, {"params": ps[1:], "amsgrad": True}], max_norm=1.0)
-
     ours, whole = made(), made()
     whole.step()
     versions = [p._version for group in ours.param_groups for p in group["params"]]
@@ -42,3 +43,21 @@ def test_a_step_is_whole_or_not_begun(number: int, after: bool, monkeypatch: pyt
         assert torch.equal(p, q if stepped else torch.ones_like(p))
         assert ours.state[p]["step"] == float(stepped)
         assert (p._version > version) == stepped
+
+
+def test_telling_autograd_of_one_group_does_not_leave_the_next_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, told = moving.increment_version, []
+
+    def interrupted_once(tensors: list[torch.Tensor]) -> None:
+        told.append(tensors)
+        if len(told) == 1:
+            raise KeyboardInterrupt
+        real(tensors)
+
+    ours, whole = made(), made()
+    whole.step()
+    monkeypatch.setattr(moving, "increment_version", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        ours.step()
+    for group, other in zip(ours.param_groups, whole.param_groups, strict=True):
+        assert torch.equal(group["params"][0], other["params"][0])

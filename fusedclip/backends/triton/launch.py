@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...gradients import Batch
-from ...norms import STATS, Clipped, ClipRule, follow
+from ...norms import STATS, Clipped, ClipRule
+from ...transfers import follow
 from ..base import on
 from . import kernels
 from .norms import number_of
@@ -22,19 +23,7 @@ def lift(batch: Batch, p: float) -> Tensor:
         partials = _empty(batch, max(table.plan.tiles, 1))
         out = _empty(batch, table.plan.segments)
         _read(table, partials, p, per_tile=True)
-        plan = table.plan
-        norm = number_of(p)
-        launch(
-            kernels.per_tensor_kernel,
-            plan.segments,
-            table,
-            table.data,
-            partials,
-            out,
-            plan.segments,
-            plan.tiles,
-            NORM=norm,
-        )
+        _launch_per_segment(kernels.per_tensor_kernel, table, partials, out, NORM=number_of(p))
     return out
 
 
@@ -55,16 +44,7 @@ def stats(batch: Batch) -> Tensor:
             plan.tiles,
             **(table.shape | {"STEP_BYTES": tuning.step_bytes} | tuning.options()),
         )
-        launch(
-            kernels.per_tensor_stats_kernel,
-            plan.segments,
-            table,
-            table.data,
-            partials,
-            out,
-            plan.segments,
-            plan.tiles,
-        )
+        _launch_per_segment(kernels.per_tensor_stats_kernel, table, partials, out)
     return out
 
 
@@ -119,19 +99,7 @@ def scale_(batch: Batch, coef: Tensor, *, zero: bool) -> None:
             for part, c in zip(_one_by_one(batch), coef.expand(len(batch.tensors)), strict=True):
                 scale_(part, c, zero=zero)
             return
-        plan = table.plan
-        launch(
-            kernels.scale_kernel,
-            table.programs,
-            table,
-            table.data,
-            coef.contiguous(),
-            plan.segments,
-            plan.tiles,
-            PER_TENSOR=coef.dim(),
-            ZEROS=zero,
-            **table.shape,
-        )
+        _launch_over_tiles(kernels.scale_kernel, table, coef.contiguous(), PER_TENSOR=coef.dim(), ZEROS=zero)
 
 
 def clamp_(batch: Batch, bound: float) -> None:
@@ -141,8 +109,7 @@ def clamp_(batch: Batch, bound: float) -> None:
             for part in _one_by_one(batch):
                 clamp_(part, bound)
             return
-        plan = table.plan
-        launch(kernels.clamp_kernel, table.programs, table, table.data, bound, plan.segments, plan.tiles, **table.shape)
+        _launch_over_tiles(kernels.clamp_kernel, table, bound)
 
 
 def _one_by_one(batch: Batch) -> Iterator[Batch]:
@@ -151,20 +118,19 @@ def _one_by_one(batch: Batch) -> Iterator[Batch]:
 
 
 def _read(table: Table, partials: Tensor, p: float, *, per_tile: bool) -> None:
-    plan = table.plan
-    launch(
-        kernels.read_kernel,
-        table.programs,
-        table,
-        table.data,
-        partials,
-        p,
-        plan.segments,
-        plan.tiles,
-        NORM=number_of(p),
-        PER_TILE=per_tile,
-        **table.shape,
-    )
+    _launch_over_tiles(kernels.read_kernel, table, partials, p, NORM=number_of(p), PER_TILE=per_tile)
+
+
+def _launch_over_tiles(kernel: Any, table: Table, *arguments: object, **constants: object) -> None:
+    """Of a kernel that reads or writes gradients."""
+    segments, tiles = table.plan.segments, table.plan.tiles
+    launch(kernel, table.programs, table, table.data, *arguments, segments, tiles, **(table.shape | constants))
+
+
+def _launch_per_segment(kernel: Any, table: Table, *arguments: object, **constants: object) -> None:
+    """Of a kernel that finishes what those left, a program for each segment."""
+    segments, tiles = table.plan.segments, table.plan.tiles
+    launch(kernel, segments, table, table.data, *arguments, segments, tiles, **constants)
 
 
 def launch(kernel: Any, programs: int, table: Table, *arguments: object, **constants: object) -> None:

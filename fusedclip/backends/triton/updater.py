@@ -46,12 +46,8 @@ def _fits(streams: Streams, place: int) -> bool:
         and all(tensor.dtype in FLOATING and not tensor.is_neg() for tensor in numbers)
         and is_dense(parameter)
         and all(tensor.stride() == parameter.stride() or _contiguous(tensor, parameter) for tensor in beside)
-        and (streams.steps is None or _is_on(streams.steps[place], streams.device))
+        and (streams.steps is None or getattr(streams.steps[place], "device", None) == streams.device)
     )
-
-
-def _is_on(step: object, device: torch.device) -> bool:
-    return isinstance(step, Tensor) and step.device == device
 
 
 def _contiguous(*tensors: Tensor) -> bool:

@@ -3,16 +3,16 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, SupportsFloat
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..arguments import Group, Limit, check_group, check_max_norm, check_norm_type, check_on_nonfinite, shown
-from ..norms import ClipRule
+from ..arguments import check_max_norm, shown
 from ..torch_internals import outside_graphs, refuse_tracing
 from ..updates import UpdateRule
+from .groups import LastStep
 from .limits import Limits, measure
 from .moving import move, prepare
 from .states import KEYS, Keeping, master_of, seal, unseal, warn_dropped
@@ -20,24 +20,16 @@ from .states import KEYS, Keeping, master_of, seal, unseal, warn_dropped
 Params = Any  # torch's ParamsT
 
 
-class ClippingOptimizer(Optimizer):
+class ClippingOptimizer(Optimizer, LastStep):
     """An optimizer that reads each gradient for the norm, once more for the update, and never writes one."""
 
-    total_norm: Tensor | None = None
-    """The norm before clipping at the last step, of all param groups without a "max_norm" of their own: 0-d, fp32 (fp64
-    if any gradient is), on the first gradient's device. None before the first step, or if there is no limit for it."""
-
-    clip_coef: Tensor | None = None
-    """What the clip multiplied these gradients by, in the same dtype and place: 1 where nothing was clipped."""
-
-    group_norms: dict[int, Tensor]
-    """By index, the norm of each param group that has a "max_norm" of its own."""
-
+    _own_keys: frozenset[str] = frozenset()  # of states that torch's optimizer does not have, masters aside
     _step_supports_amp_scaling = True  # a GradScaler leaves unscaling and skipping to the step
 
     def __init__(self, params: Params, defaults: dict[str, Any], limits: Limits, keeping: Keeping) -> None:
         self._limits, self._keeping, self.group_norms = limits, keeping, {}
-        super().__init__(params, defaults)
+        # torch's, for its own use after loading
+        super().__init__(params, {**defaults, "foreach": None, "differentiable": False, "fused": True})
 
     @abstractmethod
     def _rule(self, group: dict[str, Any]) -> UpdateRule:
@@ -83,8 +75,7 @@ class ClippingOptimizer(Optimizer):
         scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         measured = measure(groups, device, self._limits, scale, found_inf)
         move(calls, measured)
-        self.total_norm, self.clip_coef = measured.total_norm, measured.clip_coef
-        self.group_norms = measured.group_norms
+        self.total_norm, self.clip_coef, self.group_norms = measured.results
 
     def master_of(self, parameter: Tensor) -> Tensor:
         """The fp32 master of one of the parameters: with master="fp32" the one that is kept, with "split" a copy.
@@ -144,7 +135,7 @@ class ClippingOptimizer(Optimizer):
         whole = self.state_dict()
         masters = {*KEYS.values()}
         dropped = sum(bool(masters & state.keys()) for state in whole["state"].values())
-        own = masters | self._own_keys()
+        own = masters | self._own_keys
         whole["state"] = {
             key: {name: value for name, value in state.items() if name not in own}
             for key, state in whole["state"].items()
@@ -154,34 +145,10 @@ class ClippingOptimizer(Optimizer):
         warn_dropped(dropped, "a torch optimizer")
         return whole
 
-    def _own_keys(self) -> set[str]:
-        """Of the states that torch's optimizer does not have, masters aside."""
-        return set()
-
     def __getstate__(self) -> dict[str, Any]:
         names = ("_limits", "_keeping", "total_norm", "clip_coef", "group_norms")
         whole: dict[str, Any] = super().__getstate__()
         return {**whole, **{name: self.__dict__[name] for name in names if name in self.__dict__}}
-
-
-def limits_of(max_norm: Limit | None, norm_type: SupportsFloat, on_nonfinite: str, group: Group | None) -> Limits:
-    """The constructor's arguments, checked."""
-    skip = check_on_nonfinite(on_nonfinite, ("propagate", "skip")) == "skip"
-    rule = None if max_norm is None else ClipRule(check_max_norm(max_norm))
-    if skip and rule is None:
-        raise ValueError("on_nonfinite='skip' asks the norm, and max_norm=None takes none; max_norm=inf measures only")
-    return Limits(rule, check_norm_type(norm_type), skip, check_group(group))
-
-
-def keeping_of(moments: torch.dtype | None, master: Literal["fp32", "split"] | None) -> Keeping:
-    if moments not in (None, torch.float32, torch.bfloat16, torch.float64):
-        because = ", in which the squares of small gradients vanish" if moments == torch.float16 else ""
-        raise ValueError(
-            f"moments must be None, torch.float32, torch.bfloat16 or torch.float64, got {moments}{because}"
-        )
-    if master not in (None, *KEYS):
-        raise ValueError(f'master must be None, "fp32" or "split", got {shown(master)}')
-    return Keeping(moments, master)
 
 
 def number_at_least_0(value: Any, name: str) -> float:
