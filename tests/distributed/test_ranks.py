@@ -19,9 +19,10 @@ from fusedclip.process_groups import group_of
 
 from .. import oracle
 from ..conftest import parameters as plain_parameters
-from ..ranks import on_ranks
+from ..ranks import in_one_worker, on_ranks
 from .shards import Case, all_reduces, assert_clipped, copies, local, random, same_bits_on_all_ranks
 
+pytestmark = in_one_worker
 ORDERS = [2.0, 1.0, 3.0, math.inf, 0.0, -math.inf]
 
 
