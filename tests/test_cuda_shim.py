@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import EXAMPLES
 from .cuda_shim import build
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +61,7 @@ def test_the_whole_engine_passes_the_common_tests(tmp_path: Path) -> None:
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     build.extension(tmp_path / "fusedclip")
-    environment = {**os.environ, "FUSEDCLIP_ENGINES": "cuda", "FUSEDCLIP_EXAMPLES": "10"}
+    environment = {**os.environ, "FUSEDCLIP_ENGINES": "cuda", "FUSEDCLIP_EXAMPLES": str(max(EXAMPLES // 10, 1))}
     tests = [f"tests/{name}.py" for name in COMMON]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.cuda_shim.plugin", "-p", "no:cacheprovider"]
     done = run([*command, "-k", "cuda-cpu", *tests], cwd=tmp_path, env=environment)  # none at all is a failure, too

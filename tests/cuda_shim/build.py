@@ -33,9 +33,11 @@ def extension(folder: Path, optimization: str = "-O1") -> Path:
     flags += ["-DFUSEDCLIP_ISA=baseline", "-DFUSEDCLIP_WITH_CUDA", '-DFUSEDCLIP_CUDA_ARCHITECTURES="host"']
     flags += [f'-DFUSEDCLIP_VERSION="{version("fusedclip")}"']
     flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    sources = [path for kind in ("*.cpp", "cpu/*.cpp", "cuda/*.cpp", "cuda/*.cu") for path in sorted(CSRC.glob(kind))]
+    bindings = folder / "bindings.cpp"  # in one piece: 10 s instead of 30, nearly all of them for the same headers
+    bindings.write_text("".join(f'#include "{path}"\n' for path in sorted(CSRC.glob("*.cpp"))))
+    sources = [path for kind in ("cpu/*.cpp", "cuda/*.cpp", "cuda/*.cu") for path in sorted(CSRC.glob(kind))]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    return _link(folder / f"_C{suffix}", sources, flags, shared=True)
+    return _link(folder / f"_C{suffix}", [bindings, *sources], flags, shared=True)
 
 
 def _link(target: Path, sources: list[Path], flags: list[str], *, shared: bool = False) -> Path:
