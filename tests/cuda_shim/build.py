@@ -19,8 +19,9 @@ FIBERS = ["-DFUSEDCLIP_SHIM_FIBERS"]
 
 def driver(folder: Path, sanitizers: str) -> Path:
     """The test driver under e.g. "address,undefined"; races show among threads alone."""
-    how = [] if sanitizers == "thread" else FIBERS
-    flags = [*FLAGS, *how, "-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    # Under ASan and UBSan -O0 compiles in 21 s for 35, and runs in the same 28.
+    how = ["-O1"] if sanitizers == "thread" else ["-O0", *FIBERS]
+    flags = [*FLAGS, *how, "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     sources = [*(CSRC / "cuda" / name for name in ("engine.cu", "update.cu", "device.cpp")), SHIM / "driver.cpp"]
     return _link(folder / "driver", sources, flags)
 
