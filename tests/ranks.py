@@ -1,4 +1,8 @@
-"""Runs scenarios in a few gloo processes, which live as long as the tests do: starting one takes seconds."""
+"""Runs scenarios in a few gloo processes, which live as long as the tests do: starting one takes seconds.
+
+They are forks of one server that has torch imported and has done nothing with it. Tests that are marked `in_one_worker`
+share them under `pytest -n`, too.
+"""
 
 import os
 import tempfile
@@ -7,15 +11,18 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 
+import pytest
 import torch
 import torch.distributed as dist
 
+in_one_worker = pytest.mark.xdist_group("ranks")
 Scenario = Callable[[int], None]
 SECONDS = 120.0  # for a scenario, on a busy machine
 LEFT = "left"  # what a rank answers that will not serve again: its group is broken, as was asked
-_ranks: list[tuple[SpawnProcess, Connection]] = []
+IMPORTED = ["torch.distributed.fsdp", "torch.distributed.tensor.parallel", "hypothesis", "pytest", "numpy"]
+_ranks: list[tuple[ForkServerProcess, Connection]] = []
 
 
 def on_two_ranks(scenario: Scenario) -> None:
@@ -57,8 +64,9 @@ def _answer(pipe: Connection) -> str | None:
         return "a rank has died"
 
 
-def _start(rank: int) -> tuple[SpawnProcess, Connection]:
-    context = get_context("spawn")
+def _start(rank: int) -> tuple[ForkServerProcess, Connection]:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(rank, there), daemon=True)  # killed at the end
     process.start()

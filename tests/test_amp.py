@@ -18,7 +18,7 @@ from . import oracle
 from .conftest import Engine, copies, engines, parameters
 from .device_waits import no_waits
 from .host_reads import host_reads
-from .ranks import on_two_ranks
+from .ranks import in_one_worker, on_two_ranks
 
 ORDERS = [2.0, 1.0, math.inf, 3.0, 0.5, 0.0, -1.0, -math.inf]
 
@@ -296,6 +296,7 @@ def a_rank_without_gradients_skips_too(rank: int) -> None:
     assert scaler.get_scale() == 32768
 
 
+@in_one_worker
 @pytest.mark.parametrize("scenario", [ranks_skip_together, a_rank_without_gradients_skips_too])
 def test_group(scenario: object) -> None:
     on_two_ranks(scenario)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -83,21 +84,44 @@ def test_explain_has_a_line_for_each_engine() -> None:
     assert "preferred on cpu" in text
 
 
-def test_environment_variable() -> None:
-    code = "import fusedclip, torch; fusedclip.get_total_norm([torch.ones(1)]); print(fusedclip.backends.explain())"
-    assert "forced: reference" in run(code, FUSEDCLIP_BACKEND="reference").stdout
-    unknown = run(code, FUSEDCLIP_BACKEND="quick")
-    assert unknown.returncode != 0
-    assert "FUSEDCLIP_BACKEND: no backend is called 'quick'" in unknown.stderr
+@pytest.fixture
+def started_with(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Has FUSEDCLIP_BACKEND read again, which a process does once."""
+    readers = (backends._from_environment, backends._unforced_for_lists)
+
+    def start(name: str) -> None:
+        monkeypatch.setenv("FUSEDCLIP_BACKEND", name)
+        for reader in readers:
+            reader.cache_clear()
+
+    yield start
+    for reader in readers:
+        reader.cache_clear()
+
+
+def test_environment_variable(started_with: Callable[[str], None]) -> None:
+    ones = [torch.ones(1)]
+    started_with("reference")
+    assert "forced: reference" in backends.explain()
+    assert backends.serving(fusedclip.gradients.Batch(ones, ones[0].device)).name == "reference"
+    assert backends.for_lists() is None
+    started_with("quick")
+    with pytest.raises(ValueError, match="FUSEDCLIP_BACKEND: no backend is called 'quick'"):
+        fusedclip.get_total_norm(ones)
 
 
 def test_the_module_always_prints() -> None:
-    for environment in ({}, {"FUSEDCLIP_BACKEND": "quick"}):
-        shown = run("", **environment)
-        assert shown.returncode == 0
-        assert torch.__version__ in shown.stdout
-        assert "cpu        serves cpu" in shown.stdout
-        assert ("no backend is called 'quick'" in shown.stdout) == bool(environment)
+    """What the environment asks for, the possible and the impossible; without any of it, see test_check.py."""
+    shown = run(
+        "", FUSEDCLIP_BACKEND="quick", FUSEDCLIP_CPU_PATTERN="2,2048,line/4,65536,page", THP_MEM_ALLOC_ENABLE="1"
+    )
+    assert shown.returncode == 0
+    assert torch.__version__ in shown.stdout
+    assert "cpu        serves cpu" in shown.stdout
+    assert "no backend is called 'quick'" in shown.stdout
+    assert "read in 2 streams turn about, asking for each line 2,048 bytes ahead" in shown.stdout
+    assert "written in 4 streams turn about, asking for each page 65,536 bytes ahead" in shown.stdout
+    assert "pages      " in shown.stdout
 
 
 def test_without_the_extension_the_reference_serves_and_says_so(tmp_path: Path) -> None:
@@ -107,6 +131,8 @@ def test_without_the_extension_the_reference_serves_and_says_so(tmp_path: Path) 
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f).lower()]  # it knows another place\n"
         "import fusedclip, torch, warnings; warnings.simplefilter('always')\n"
         "print(fusedclip.__file__, fusedclip.backends.available())\n"
+        "with fusedclip.backends.use('reference'): fusedclip.get_total_norm([torch.ones(4)])\n"
+        "print('as was asked', file=sys.stderr)\n"
         "for _ in range(2): print(fusedclip.get_total_norm([torch.ones(4)]))\n"
         "try:\n"
         "    with fusedclip.backends.use('cpu'): pass\n"
@@ -119,4 +145,4 @@ def test_without_the_extension_the_reference_serves_and_says_so(tmp_path: Path) 
     assert shown.stdout.count("tensor(2.)") == 2
     assert shown.stderr.count("the slow reference engine serves gradients on cpu") == 1
     assert "'cpu' cannot run on this machine: the extension is not built" in shown.stdout
-    assert run(code, FUSEDCLIP_BACKEND="reference").stderr == ""
+    assert shown.stderr.startswith("as was asked")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import fusedclip
+import fusedclip.__main__
 from fusedclip import backends, check
 from fusedclip.backends.cpu import Cpu
 from fusedclip.gradients import Batch
@@ -129,9 +129,17 @@ def test_a_missing_cpu_engine_is_a_failure(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_the_command() -> None:
-    command = [sys.executable, "-W", "error", "-m", "fusedclip"]
-    shown = subprocess.run([*command, "check"], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-W", "error", "-m", "fusedclip", "check"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    assert f"fusedclip  {fusedclip.__version__}" in shown.stdout
+    assert f"fusedclip  {fusedclip.__version__}, torch {torch.__version__}" in shown.stdout
+    assert "cpu        serves cpu" in shown.stdout
+    assert "no backend is called" not in shown.stdout
     assert "check: cpu on cpu agrees with the reference" in shown.stdout
-    assert subprocess.run([*command, "chekc"], capture_output=True, timeout=300).returncode == 2
+
+
+def test_a_command_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["fusedclip", "chekc"])
+    with pytest.raises(SystemExit) as ended:
+        fusedclip.__main__.main()
+    assert ended.value.code == 2

@@ -19,7 +19,7 @@ CSRC = Path(__file__).parents[1] / "csrc"
 NVCC = shutil.which("nvcc")
 REGISTERS = 65536  # of an SM, from Ampere to Blackwell
 ARCHITECTURES = (80, 90, 100, 120)
-pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc was not found")
+pytestmark = [pytest.mark.skipif(NVCC is None, reason="nvcc was not found"), pytest.mark.xdist_group("nvcc")]
 
 
 class Kernel(NamedTuple):

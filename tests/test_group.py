@@ -12,8 +12,9 @@ import fusedclip
 
 from . import oracle
 from .conftest import parameters
-from .ranks import on_two_ranks
+from .ranks import in_one_worker, on_two_ranks
 
+pytestmark = in_one_worker
 NORM_TYPES = [2.0, 1.0, 3.0, 0.0, math.inf, -math.inf]
 
 

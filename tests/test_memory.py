@@ -83,16 +83,17 @@ def test_calls_that_raise_leave_nothing(engine: Engine) -> None:
             with pytest.raises((TypeError, ValueError, RuntimeError)):
                 calls[number % len(calls)]()
 
-    run(1000)
-    growth = []
-    for _ in range(2):  # a leak shows both times; what the allocator keeps in a process with a long history, once
+    def growth() -> int:
         gc.collect()
         before, objects = resident(), len(gc.get_objects())
         run(10_000)
         gc.collect()
         assert len(gc.get_objects()) - objects < 100
-        growth.append(resident() - before)
-    assert min(growth) < MIB // 2  # 50 bytes a call
+        return resident() - before
+
+    run(1000)
+    # 50 bytes a call. A leak shows both times; what the allocator keeps in a process with a long history, once.
+    assert any(growth() < MIB // 2 for _ in range(2))
 
 
 def _available() -> int:

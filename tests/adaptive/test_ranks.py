@@ -12,9 +12,10 @@ from fusedclip.adaptive import AdaptiveRule
 from fusedclip.monitor import GradMonitor
 
 from ..conftest import Engine
-from ..ranks import on_two_ranks
+from ..ranks import in_one_worker, on_two_ranks
 from .steps import SHAPES, gradients
 
+pytestmark = in_one_worker
 HERE = Engine("cpu", "cpu")
 STEPS = 60
 

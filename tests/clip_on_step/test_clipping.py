@@ -13,7 +13,7 @@ from fusedclip.optim import ClipOnStep, clip_on_step
 
 from .. import oracle
 from ..conftest import Engine, parameters
-from ..ranks import on_two_ranks
+from ..ranks import in_one_worker, on_two_ranks
 from .optimizers import FUSED_KINDS, assert_same, give_gradients, held, pair
 
 
@@ -132,5 +132,6 @@ def ranks_step_together(rank: int) -> None:
         assert torch.equal(held(optimizer)[0], before)
 
 
+@in_one_worker
 def test_group() -> None:
     on_two_ranks(ranks_step_together)

@@ -19,8 +19,9 @@ FIBERS = ["-DFUSEDCLIP_SHIM_FIBERS"]
 
 def driver(folder: Path, sanitizers: str) -> Path:
     """The test driver under e.g. "address,undefined"; races show among threads alone."""
-    how = [] if sanitizers == "thread" else FIBERS
-    flags = [*FLAGS, *how, "-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    # Under ASan and UBSan -O0 compiles in 21 s for 35, and runs in the same 28.
+    how = ["-O1"] if sanitizers == "thread" else ["-O0", *FIBERS]
+    flags = [*FLAGS, *how, "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     sources = [*(CSRC / "cuda" / name for name in ("engine.cu", "update.cu", "device.cpp")), SHIM / "driver.cpp"]
     return _link(folder / "driver", sources, flags)
 
@@ -33,9 +34,11 @@ def extension(folder: Path, optimization: str = "-O1") -> Path:
     flags += ["-DFUSEDCLIP_ISA=baseline", "-DFUSEDCLIP_WITH_CUDA", '-DFUSEDCLIP_CUDA_ARCHITECTURES="host"']
     flags += [f'-DFUSEDCLIP_VERSION="{version("fusedclip")}"']
     flags += [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-    sources = [path for kind in ("*.cpp", "cpu/*.cpp", "cuda/*.cpp", "cuda/*.cu") for path in sorted(CSRC.glob(kind))]
+    bindings = folder / "bindings.cpp"  # in one piece: 10 s instead of 30, nearly all of them for the same headers
+    bindings.write_text("".join(f'#include "{path}"\n' for path in sorted(CSRC.glob("*.cpp"))))
+    sources = [path for kind in ("cpu/*.cpp", "cuda/*.cpp", "cuda/*.cu") for path in sorted(CSRC.glob(kind))]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    return _link(folder / f"_C{suffix}", sources, flags, shared=True)
+    return _link(folder / f"_C{suffix}", [bindings, *sources], flags, shared=True)
 
 
 def _link(target: Path, sources: list[Path], flags: list[str], *, shared: bool = False) -> Path:

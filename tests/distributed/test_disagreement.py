@@ -17,9 +17,10 @@ from fusedclip.gradients import shards
 
 from .. import oracle
 from ..conftest import parameters as plain_parameters
-from ..ranks import on_ranks
+from ..ranks import in_one_worker, on_ranks
 from .shards import Case, all_reduces, copies, local, random
 
+pytestmark = in_one_worker
 Call = Callable[[list[Parameter]], object]
 
 

@@ -18,9 +18,10 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, clip_grads_with_no
 import fusedclip
 
 from .. import oracle, tiny_gpt
-from ..ranks import on_ranks
+from ..ranks import in_one_worker, on_ranks
 from .shards import all_reduces, assert_clipped, copies, local, same_bits_on_all_ranks
 
+pytestmark = in_one_worker
 ORDERS = [2.0, 1.0, 3.0, math.inf, 0.0]
 
 

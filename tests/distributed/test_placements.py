@@ -13,9 +13,10 @@ from torch.distributed.tensor.placement_types import _StridedShard
 import fusedclip
 
 from .. import oracle
-from ..ranks import on_ranks
+from ..ranks import in_one_worker, on_ranks
 from .shards import Case, all_reduces, assert_clipped, coarse, copies, local, random, same_bits_on_all_ranks
 
+pytestmark = in_one_worker
 ORDERS = [2.0, 1.0, 3.0, math.inf, 0.0, -math.inf]
 
 

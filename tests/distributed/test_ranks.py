@@ -19,9 +19,10 @@ from fusedclip.process_groups import group_of
 
 from .. import oracle
 from ..conftest import parameters as plain_parameters
-from ..ranks import on_ranks
+from ..ranks import in_one_worker, on_ranks
 from .shards import Case, all_reduces, assert_clipped, copies, local, random, same_bits_on_all_ranks
 
+pytestmark = in_one_worker
 ORDERS = [2.0, 1.0, 3.0, math.inf, 0.0, -math.inf]
 
 
@@ -207,66 +208,6 @@ def dtensors_as_limits_and_norms(rank: int) -> None:
         fusedclip.clip_grad_value_(params, two)
 
 
-def amp_skips_the_same_steps(rank: int) -> None:
-    mesh = init_device_mesh("cpu", (2,))
-    case = Case(random(6, 5), mesh, [Shard(0)])
-    for p in (2.0, 3.0, math.inf):
-        for bad in (False, True):
-            params = [case.parameter(), *plain_parameters([torch.ones(3)])]
-            optimizer = torch.optim.SGD(params, lr=0.5)
-            scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-            scaler.scale(torch.ones(()))
-            if bad and rank == 1:
-                local(params[0].grad)[0, 0] = math.inf
-            with all_reduces() as made:
-                norm = unscale_and_clip_grad_norm_(scaler, optimizer, 0.1, p)
-            assert made == (["max"] if p == math.inf else ["sum", "max"] if p == 3 else ["sum"])
-            same_bits_on_all_ranks(norm)
-            scaler.step(optimizer)
-            scaler.update()
-            assert scaler.get_scale() == (2.0 if bad else 4.0)
-            stepped = bool((local(params[0]) != 0).any())
-            assert stepped != bad
-            if not bad:
-                oracle.assert_close(norm, oracle.norm([case.full, torch.ones(3)], p) / 4, 3e-6)
-
-
-def steps_that_clip(rank: int) -> None:
-    mesh = init_device_mesh("cpu", (2,))
-    cases = [Case(random(6, 5), mesh, [Shard(0)]), Case(random(7, seed=1), mesh, [Shard(0)])]
-    expected = oracle.norm([case.full for case in cases])
-    for make in (
-        lambda params: torch.optim.SGD(params, lr=1.0),
-        lambda params: torch.optim.SGD(params, lr=1.0, foreach=False),
-    ):
-        params = [case.parameter() for case in cases]
-        before = copies(params)
-        optimizer = make(params)
-        handle = clip_on_step(optimizer, 1.0)
-        optimizer.step()
-        assert handle.total_norm is not None
-        oracle.assert_close(handle.total_norm, expected, 3e-6)
-        for parameter, gradient in zip(params, before, strict=True):
-            oracle.assert_scaled(-local(parameter), gradient, oracle.coefficient(expected, 1.0), 2)
-    for options in ({}, {"defer": True}, {"on_nonfinite": "skip"}):
-        params, plain = [case.parameter() for case in cases], plain_parameters([case.full.clone() for case in cases])
-        for several in (params, plain):
-            for parameter in several:
-                torch.nn.init.zeros_(parameter)
-            optimizer = torch.optim.AdamW(several, lr=1.0, fused=True)
-            clip_on_step(optimizer, 1.0, **options)
-            optimizer.step()
-        for parameter, whole in zip(params, plain, strict=True):
-            torch.testing.assert_close(parameter.full_tensor(), whole.detach())
-    params = [case.parameter() for case in cases]
-    optimizer = torch.optim.SGD([{"params": params[:1], "max_norm": 0.5}, {"params": params[1:]}], lr=1.0)
-    handle = clip_on_step(optimizer, 1.0)
-    with all_reduces() as made:
-        optimizer.step()
-    assert made == ["sum"]
-    oracle.assert_close(handle.group_norms[0], oracle.norm([cases[0].full]), 3e-6)
-
-
 def the_same_bits_twice(rank: int) -> None:
     dense, experts = dense_and_experts()
     for p in ORDERS:
@@ -373,8 +314,6 @@ def a_rank_that_does_not_call(rank: int) -> None:
         (2, a_rank_without_any_gradient),
         (2, tied_embeddings),
         (2, dtensors_as_limits_and_norms),
-        (2, amp_skips_the_same_steps),
-        (2, steps_that_clip),
         (2, one_gradient_twice),
         (2, other_layouts),
         (2, different_calls_are_told),

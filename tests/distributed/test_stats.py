@@ -12,10 +12,12 @@ from torch.nn import Parameter
 import fusedclip
 
 from .. import oracle
-from ..ranks import on_ranks
+from ..ranks import in_one_worker, on_ranks
 from ..test_stats import FIELDS, check
 from .shards import Case, all_reduces, assert_clipped, copies, random, same_bits_on_all_ranks
 from .test_placements import FOUR, TWO, cases, sums_of_parts
+
+pytestmark = in_one_worker
 
 
 def every_placement(rank: int, names: list[str]) -> None:

@@ -14,6 +14,8 @@ from fusedclip.backends.reference_update import ReferenceUpdater
 from fusedclip.dtypes import LIST
 from fusedclip.updates import AdamWRule, SGDRule, UpdateRule, join, round_away, split
 
+from ..conftest import ALL, EXAMPLES
+
 RULES: list[UpdateRule] = [
     AdamWRule(1e-3, 0.9, 0.999, 1e-8, 0.01),
     AdamWRule(torch.tensor(1e-3, dtype=torch.float64), 0.3, 0.99, 1e-6, 0.0, amsgrad=True, maximize=True),
@@ -116,17 +118,21 @@ def test_same_bits_as_the_specification(
 def test_a_split_master_is_the_master() -> None:
     """All 2^16 remainders with every exponent and sign; what is beside zero, infinity and the largest."""
     low = torch.arange(1 << 16, dtype=torch.int32)
-    high = torch.arange(0, 1 << 16, 37, dtype=torch.int32)
-    bits = (high[:, None] << 16 | low[None]).flatten()
+    # There are 2^7 for each exponent and sign. .ci/run takes more of them; a few at once stay in the cache.
+    high = torch.arange(0, 1 << 16, 37 if EXAMPLES >= ALL else 127, dtype=torch.int32)
+    for some in high.split(16):
+        check_split((some[:, None] << 16 | low[None]).flatten())
     edges = torch.tensor(
         [0, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FFFFFFF, 0x7FFF, 0x8000, 0x18000], dtype=torch.int32
     )
-    bits = torch.cat([bits, edges, edges | -(2**31)])
+    check_split(torch.cat([edges, edges | -(2**31)]))
+
+
+def check_split(bits: Tensor) -> None:
     master = bits.view(torch.float32)
     parameter, remainder = split(master)
     read = join(parameter, remainder)
     nan = master.isnan()
-    assert nan.any()
     assert torch.equal(read[~nan].view(torch.int32), bits[~nan])
     assert read[nan].isnan().all()
     assert parameter[nan].isnan().all()

@@ -19,9 +19,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 from fusedclip.optim import AdamW
 
-from ..ranks import on_two_ranks
+from ..ranks import in_one_worker, on_two_ranks
 from .test_checkpoints import same_bits
 
+pytestmark = in_one_worker
 OPTIONS: list[dict[str, Any]] = [{"moments": torch.bfloat16}, {"master": "split"}, {"master": "fp32", "amsgrad": True}]
 
 
