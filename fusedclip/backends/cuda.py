@@ -37,7 +37,7 @@ class Cuda(Backend):
         if _C is None:
             return _extension.reason
         if not _C.cuda_architectures:
-            return "the extension was built without its CUDA half (nvcc was not found, or FUSEDCLIP_CUDA=0)"
+            return "the extension was built without its CUDA half (no nvcc from 12.1 on was found, or FUSEDCLIP_CUDA=0)"
         return _C.cuda_missing() or None
 
     def refuses(self, device: torch.device, dtypes: Set[torch.dtype]) -> str | None:
