@@ -16,7 +16,8 @@ void bind_cuda(py::module_& m) {
   using py::arg;
   const auto keywords = py::kw_only();
   m.def("cuda_missing", &cuda::missing);
-  m.def("cuda_scratch_doubles", [](const TensorList& l) { return cuda::scratch_doubles(cuda_work(l)); });
+  m.def("cuda_scratch_doubles",
+        [](const TensorList& l, int rows) { return cuda::scratch_doubles(cuda_work(l), rows); });
   m.def("cuda_fits_on_chip", [](const TensorList& l, double p) { return cuda::fits_on_chip(cuda_work(l), p); });
   m.def(
       "cuda_lift",
@@ -26,7 +27,6 @@ void bind_cuda(py::module_& m) {
         unlocked([&] { cuda::lift(work, p, space, lifted); });
       },
       arg("list"), keywords, arg("p"), arg("scratch"), arg("out"));
-  m.def("cuda_stats_scratch_doubles", [](const TensorList& l) { return cuda::stats_scratch_doubles(cuda_work(l)); });
   m.def(
       "cuda_stats",
       [](const TensorList& l, py::handle scratch, py::handle out) {

@@ -183,8 +183,8 @@ class Passes {
 
 }  // namespace
 
-int64_t scratch_doubles(const Work& work) {
-  return tables_of(work) * Passes(work).device().max_blocks + LargeTable::kCapacity;
+int64_t scratch_doubles(const Work& work, int rows) {
+  return rows * (tables_of(work) * Passes(work).device().max_blocks + LargeTable::kCapacity);
 }
 
 void lift(const Work& work, double p, double* scratch, double* out) {
@@ -193,10 +193,6 @@ void lift(const Work& work, double p, double* scratch, double* out) {
     const int blocks = passes.read(table, p, scratch, nullptr);
     passes.combine_slots(table, end_of(p).combining, 1, scratch, blocks, out);
   });
-}
-
-int64_t stats_scratch_doubles(const Work& work) {
-  return kStats * (Passes(work).device().max_blocks + LargeTable::kCapacity);
 }
 
 void stats(const Work& work, double* scratch, double* out) {
