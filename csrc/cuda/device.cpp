@@ -94,19 +94,16 @@ void check(cudaError_t status, const char* call) {
   throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status));
 }
 
-const Device& properties_of(int device, const Kernels& kernels) {
+const Device& made_ready(int device, const Kernels& kernels) {
+  int current = 0;
+  check(cudaGetDevice(&current), "cudaGetDevice");
+  if (current != device) check(cudaSetDevice(device), "cudaSetDevice");
   static std::mutex mutex;
   static std::map<std::pair<int, const Kernels*>, Device> known;
   const std::lock_guard<std::mutex> lock(mutex);
   const std::pair key(device, &kernels);
   const auto found = known.find(key);
   return found != known.end() ? found->second : known.emplace(key, ask(device, kernels)).first->second;
-}
-
-void make_current(int device) {
-  int current = 0;
-  check(cudaGetDevice(&current), "cudaGetDevice");
-  if (current != device) check(cudaSetDevice(device), "cudaSetDevice");
 }
 
 std::string missing() {

@@ -63,11 +63,6 @@ void fill(Table& table, const UpdateWork& work, size_t place) {
   table.first_tile[table.size] = tiles;
 }
 
-template <class Kernel>
-const void* address(Kernel* kernel) {
-  return reinterpret_cast<const void*>(kernel);
-}
-
 const Kernels& kernels() {
   static const Kernels all = [] {
     Kernels k{};
@@ -93,7 +88,7 @@ void update_with(const UpdateWork& update, const Work& parameters, const Device&
       using U = decltype(u);
       launch("prepare_kernel", parameters, device, {(table.size + kWarp - 1) / kWarp}, prepare_kernel<U, Table>, table,
              update.skip, scratch);
-      launch("update_kernel", parameters, device, {blocks_for(table, device.max_blocks), device.programmatic},
+      launch("update_kernel", parameters, device, {blocks_for(table, device.max_blocks), Start::kEarly},
              update_kernel<U, Table>, table, update.skip, scratch);
     });
   }
@@ -102,8 +97,7 @@ void update_with(const UpdateWork& update, const Work& parameters, const Device&
 }  // namespace
 
 void update(const UpdateWork& update, const Work& parameters, double* scratch) {
-  make_current(parameters.device);
-  const Device& device = properties_of(parameters.device, kernels());
+  const Device& device = made_ready(parameters.device, kernels());
   if (update.segments.size() <= SmallUpdateTable::kCapacity && update.rows.size() <= SmallUpdateTable::kRows)
     update_with<SmallUpdateTable>(update, parameters, device, scratch);
   else
