@@ -39,7 +39,7 @@ void scale(double coef, T* x, int64_t n, Pattern pattern) {
   if constexpr (kDoubleArithmetic<T>) {
     map(x, n, pattern, [coef](Doubles v) { return v * coef; });
   } else {
-    const FloatFactors f = float_factors(coef);
+    const auto f = factors_of<float>(coef);
     if (f.power == 1) return map(x, n, pattern, [f](Floats v) { return v * f.rest; });
     map(x, n, pattern, [f](Floats v) { return v * f.rest * f.power; });
   }
