@@ -55,9 +55,9 @@ void fill(Table& table, const UpdateWork& work, size_t place) {
     }
     segment.row = row;
     table.wide[s] = is_wide(segment);
-    table.tile[s] = uint32_t(std::max<int64_t>(1, kUpdateTileBytes / bytes_of_element(segment) / kStep));
+    table.tile[s] = uint32_t(std::max<int64_t>(1, kUpdateTileBytes / bytes_of_element(segment) / kChunk));
     table.first_tile[s] = tiles;
-    const int64_t tile = int64_t(table.tile[s]) * kStep;
+    const int64_t tile = int64_t(table.tile[s]) * kChunk;
     tiles += uint32_t((segment.count + tile - 1) / tile);
   }
   table.first_tile[table.size] = tiles;

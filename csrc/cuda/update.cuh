@@ -211,27 +211,27 @@ __device__ inline void move(const UpdateSegment& s, const Prepared<U, A>& p, con
   store(way, s.parameter, s.parameter_type, x);
 }
 
-// This warp takes the steps `turn`, `turn` + kWarps, ... of a range; which of the next one it begins with is returned:
+// This warp takes the chunks `turn`, `turn` + kWarps, ... of a range; which of the next one it begins with is returned:
 // dealt out so, short segments keep all warps busy, too.
 template <class U, class A>
 __device__ inline int move_range(const UpdateSegment& s, bool wide, const Range& range, const double* prepared,
                                  int turn) {
   const auto& p = *reinterpret_cast<const Prepared<U, A>*>(prepared);
-  const int lane = int(threadIdx.x) % kWarp, steps = (range.count + kStep - 1) / kStep;
+  const int lane = int(threadIdx.x) % kWarp, chunks = (range.count + kChunk - 1) / kChunk;
 #pragma unroll 1
-  for (; turn < steps; turn += kWarps) {
-    const int64_t step = range.first_step + uint32_t(turn);
-    const int left = range.count - turn * kStep;
+  for (; turn < chunks; turn += kWarps) {
+    const int64_t chunk = range.first_chunk + uint32_t(turn);
+    const int left = range.count - turn * kChunk;
     if constexpr (std::is_same_v<A, float>)
-      if (wide && left >= kStep) {
-        move<U, A>(s, p, Together{step * kWarp + lane});
+      if (wide && left >= kChunk) {
+        move<U, A>(s, p, Together{chunk * kWarp + lane});
         continue;
       }
 #pragma unroll 1
-    for (int at = lane, end = left < kStep ? left : kStep; at < end; at += kWarp)
-      move<U, A>(s, p, Alone{step * kStep + at});
+    for (int at = lane, end = left < kChunk ? left : kChunk; at < end; at += kWarp)
+      move<U, A>(s, p, Alone{chunk * kChunk + at});
   }
-  return turn - steps;
+  return turn - chunks;
 }
 
 // Backwards: the gradients that the norm has read last are still in the second-level cache.

@@ -7,8 +7,8 @@
 
 namespace fusedclip::cuda {
 
-constexpr int kSide = 4;              // elements side by side: 16 bytes of a float
-constexpr int kStep = kWarp * kSide;  // elements that a warp takes in one step
+constexpr int kSide = 4;               // elements side by side: 16 bytes of a float
+constexpr int kChunk = kWarp * kSide;  // elements that a warp takes at a time
 
 struct TableRow {
   UpdateRow rule;
@@ -22,8 +22,8 @@ struct UpdateTable {
   UpdateSegment segments[capacity];
   TableRow rows[rows_capacity];
   uint32_t first_tile[capacity + 1];
-  uint32_t tile[capacity];  // steps, so many that tiles of all segments have about the same bytes
-  bool wide[capacity];      // whether whole steps go Together
+  uint32_t tile[capacity];  // chunks, so many that tiles of all segments have about the same bytes
+  bool wide[capacity];      // whether whole chunks go Together
   int32_t size;
   int64_t place;
 
@@ -32,19 +32,19 @@ struct UpdateTable {
 using SmallUpdateTable = UpdateTable<40, 6>;
 using LargeUpdateTable = UpdateTable<320, 48>;
 
-// Elements of a segment; a share's part of one is below 2^31. Counting steps spares registers.
+// Elements of a segment; a share's part of one is below 2^31. Counting chunks spares registers.
 struct Range {
-  uint32_t first_step;
+  uint32_t first_chunk;
   int count;
 };
 
 template <class Table>
 FUSEDCLIP_HD inline Range range_of(const Table& table, const Share& share, int s) {
   const Tiles tiles = tiles_of(table, share, s);
-  const uint32_t first_step = (tiles.begin - tiles.first) * table.tile[s];
-  const int64_t tiled = int64_t(tiles.end - tiles.begin) * table.tile[s] * kStep;
-  const int64_t left = table.segments[s].count - int64_t(first_step) * kStep;
-  return {first_step, int(tiled < left ? tiled : left)};
+  const uint32_t first_chunk = (tiles.begin - tiles.first) * table.tile[s];
+  const int64_t tiled = int64_t(tiles.end - tiles.begin) * table.tile[s] * kChunk;
+  const int64_t left = table.segments[s].count - int64_t(first_chunk) * kChunk;
+  return {first_chunk, int(tiled < left ? tiled : left)};
 }
 
 }  // namespace fusedclip::cuda
