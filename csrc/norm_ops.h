@@ -122,21 +122,23 @@ FUSEDCLIP_HD inline Clipped settle(const NormEnd& norm, double lifted, const Cli
   return {value, coefficient(value, rule) * multiplier};
 }
 
-// A coefficient as float arithmetic applies it: x * rest * power, in this order. Close to the ends of float's range and
+// A coefficient as A's arithmetic applies it: x * rest * power, in this order. Close to the ends of float's range and
 // beyond, it would lose bits or vanish by itself, although the product need not (2^127 * 2^-260 is a bfloat16). `power`
 // is a power of two, so that multiplying by it rounds nothing but a subnormal result.
-struct FloatFactors {
-  float rest, power;
+template <class A>
+struct Factors {
+  A rest, power;
 };
 
-FUSEDCLIP_HD inline FloatFactors float_factors(double coef) {
+template <class A>
+FUSEDCLIP_HD inline Factors<A> factors_of(double coef) {
   constexpr float kLeast = 0x1p-149f;  // of all floats
-  if (!(coef > 0)) return {float(coef), 1};
+  if (std::is_same_v<A, double> || !(coef > 0)) return {A(coef), 1};
   if (coef < 0x1p-298) return {kLeast, kLeast};  // takes every element to 0, and leaves inf
   if (coef < 0x1p-190) return {float(coef * 0x1p149), kLeast};
   if (coef < 0x1p-64) return {float(coef * 0x1p64), 0x1p-64f};
   if (coef > 0x1p100) return {float(coef * 0x1p-100), 0x1p100f};
-  return {float(coef), 1};
+  return {A(coef), 1};
 }
 
 }  // namespace fusedclip

@@ -121,6 +121,13 @@ double* doubles_of(py::handle tensor, const DLDevice& device) {
   return static_cast<double*>(segment.data);
 }
 
+const float* flag_of(py::handle tensor, const DLDevice& device) {
+  if (tensor.is_none()) return nullptr;
+  const Segment segment = result_of(tensor, device);
+  if (segment.dtype != DType::kFloat32) throw py::type_error("a flag is fp32");
+  return static_cast<const float*>(segment.data);
+}
+
 NormPlace norm_place_of(py::handle tensor, const DLDevice& device) {
   const Segment segment = result_of(tensor, device);
   if (segment.dtype != DType::kFloat64 && segment.dtype != DType::kFloat32)

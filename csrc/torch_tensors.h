@@ -129,8 +129,9 @@ inline bool is_same(const DLDevice& a, const DLDevice& b) {
   return a.device_type == b.device_type && a.device_id == b.device_id;
 }
 
-// The memory of a contiguous fp64 tensor on this device; null for None. For scalars and results, not for gradients.
+// The memory of a contiguous tensor on this device; null for None. For scalars and results, not for gradients.
 double* doubles_of(py::handle tensor, const DLDevice& device);
+const float* flag_of(py::handle tensor, const DLDevice& device);
 
 // Where a norm is to be stored: one float or double.
 struct NormPlace {

@@ -156,11 +156,4 @@ std::vector<UpdateRow> rows_of(Update kind, const py::sequence& rules, const DLD
   return rows;
 }
 
-const float* flag_of(py::handle tensor, const DLDevice& device) {
-  if (tensor.is_none()) return nullptr;
-  const NormPlace place = norm_place_of(tensor, device);
-  if (place.is_double) throw py::type_error("a flag is fp32");
-  return static_cast<const float*>(place.address);
-}
-
 }  // namespace fusedclip

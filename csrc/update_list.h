@@ -7,7 +7,7 @@
 
 #include "cpu/tiling.h"
 #include "dlpack.h"
-#include "update_table.h"
+#include "update_work.h"
 
 namespace fusedclip {
 
@@ -29,8 +29,5 @@ py::object gather_updates(const py::list& rows, const py::list& parameters, cons
 
 // Of updates.py's rules: a kind's options, where the learning rate is, and whether it maximizes.
 std::vector<UpdateRow> rows_of(Update kind, const py::sequence& rules, const DLDevice& device);
-
-// The memory of an fp32 number on this device; null for None.
-const float* flag_of(py::handle tensor, const DLDevice& device);
 
 }  // namespace fusedclip

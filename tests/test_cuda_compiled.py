@@ -127,6 +127,21 @@ def test_loads_are_on_their_way_before_the_first_is_used(assembly: tuple[int, di
             assert sum(group >= write_unroll for group in groups_of_loads(code)) >= 4, name
 
 
+EARLY = ("settle_and_scale", "combine_slots", "norm_kernel", "update_kernel")  # Start::kEarly
+
+
+def test_kernels_that_start_early_wait_before_they_touch_memory(assembly: tuple[int, dict[str, list[str]]]) -> None:
+    """For the launch before them to end. The host shim, whose launches take turns, would not miss it."""
+    architecture, kernels = assembly
+    for name, code in kernels.items():
+        waits = [place for place, instruction in enumerate(code) if instruction.startswith("ACQBULK")]
+        touches = [place for place, instruction in enumerate(code) if re.search(r"\b(LDG|STG|LD|ST)\.", instruction)]
+        if architecture >= 90 and any(part in name for part in EARLY):
+            assert waits[0] < touches[0], name
+        else:
+            assert waits == [], name
+
+
 def test_updates_wait_for_no_stream_before_the_others(assembly: tuple[int, dict[str, list[str]]]) -> None:
     """All of a step's loads are on their way before the first is used; of five some wait where registers are short."""
     for name, code in assembly[1].items():

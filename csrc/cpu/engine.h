@@ -1,4 +1,5 @@
-// The CPU engine: the kernels over all tiles of a list, on several threads.
+// The CPU engine: the kernels over all tiles of a list, on several threads. Segments may share memory: what they share
+// is written in one order, on one thread.
 #pragma once
 
 #include <vector>
@@ -7,8 +8,6 @@
 #include "tiling.h"
 
 namespace fusedclip::cpu {
-
-// Segments may share memory. What they share is written in one order, on one thread.
 
 // The part of a TensorList that the engine reads: no Python in here, so that it runs without the interpreter's lock.
 struct Work {

@@ -29,12 +29,6 @@ constexpr int64_t kBlock = 8192;
 
 constexpr size_t kLine = 64, kPage = 4096;
 
-// 16-bit elements go through float lanes, a run of elements at a time. Their squares are exact; a lane takes 16 of
-// them in 15 roundings, adding four lanes to one takes 2 more, and all the rest is fp64. So a sum is off by
-// 17 * 2^-24 = 1.02e-6 of itself at most, whatever stands beside what, and the norm for p = 2 by half of that.
-constexpr int64_t kRun = 16 * kLanes<float>;
-constexpr int kRunLanes = 16;
-
 // For the functors of norms.h.
 struct Math {
   template <class V>
@@ -91,85 +85,7 @@ inline void for_lanes(const T* x, int64_t n, T pad, Pattern pattern, Body body) 
   body(0, static_cast<const T*>(tail));
 }
 
-// Adds lane l and lane l + half, halving: the same tree whatever the vector width.
-template <int n>
-inline double tree_sum(double (&lanes)[n]) {
-#pragma GCC unroll 8
-  for (int half = n / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-  return lanes[0];
-}
-
-template <int vectors>
-inline double tree_sum(const Doubles (&acc)[vectors]) {
-  double lanes[vectors * VectorOf<double>::size];
-  __builtin_memcpy(lanes, acc, sizeof(lanes));
-  return tree_sum(lanes);
-}
-
-template <class N, class T>
-inline ArithmeticVector<T> accumulate(ArithmeticVector<T> acc, ArithmeticVector<T> x) {
-  if constexpr (std::is_same_v<N, Two> && (std::is_same_v<T, float> || std::is_same_v<T, Float16>))
-    return add_exact_square(acc, x);
-  else
-    return acc + lifted<N>(x);
-}
-
-// What sees the elements beside a sum of them: nothing.
-struct Unwatched {
-  template <class T>
-  void see(const T*) {}
-};
-
-// The sum of each lane over each of the blocks at x, for each of the norms.
-template <class... Ns, int streams, class T, class Watch>
-inline void sum_lanes(const T* x, int64_t n, ArithmeticVector<T> (&acc)[streams][sizeof...(Ns)][kVectors],
-                      Watch (&watch)[streams], Pattern pattern) {
-  for_lanes<Arithmetic<T>, streams>(x, n, T{}, pattern, [&](int s, const T* lanes) {
-    watch[s].see(lanes);
-    for (int v = 0; v < kVectors; ++v) {
-      const auto elements = load(lanes + v * VectorOf<Arithmetic<T>>::size);
-      int k = 0;
-      ((acc[s][k][v] = accumulate<Ns, T>(acc[s][k][v], elements), ++k), ...);
-    }
-  });
-}
-
-// acc += the next n elements of each block, a run or less.
-template <class... Ns, int streams, class T, int vectors, class Watch>
-__attribute__((always_inline)) inline void add_run(const T* x, int64_t n,
-                                                   Doubles (&acc)[streams][sizeof...(Ns)][vectors],
-                                                   Watch (&watch)[streams], Pattern pattern) {
-  Floats runs[streams][sizeof...(Ns)][kVectors] = {};
-  sum_lanes<Ns...>(x, n, runs, watch, pattern);
-  for (int s = 0; s < streams; ++s)
-    for (size_t k = 0; k < sizeof...(Ns); ++k) {
-      Floats(&run)[kVectors] = runs[s][k];
-      for (int half = kVectors / 2; half * VectorOf<float>::size >= kRunLanes; half /= 2)
-        for (int v = 0; v < half; ++v) run[v] += run[v + half];
-      for (int v = 0; v < vectors / 2; ++v) {
-        acc[s][k][2 * v] += widen_to_double(low_half(run[v]));
-        acc[s][k][2 * v + 1] += widen_to_double(high_half(run[v]));
-      }
-    }
-}
-
-// The sums over each of the blocks at x.
-template <class... Ns, int streams, class T, class Watch>
-__attribute__((always_inline)) inline void block_sums(const T* x, int64_t n, double (&sums)[streams][sizeof...(Ns)],
-                                                      Watch (&watch)[streams], Pattern pattern) {
-  constexpr int vectors = kDoubleArithmetic<T> ? kVectors : kRunLanes / VectorOf<double>::size;
-  Doubles acc[streams][sizeof...(Ns)][vectors] = {};
-  if constexpr (kDoubleArithmetic<T>) {
-    sum_lanes<Ns...>(x, n, acc, watch, pattern);
-  } else {
-    int64_t i = 0;
-    for (; i + kRun <= n; i += kRun) add_run<Ns...>(x + i, kRun, acc, watch, pattern);
-    if (i < n) add_run<Ns...>(x + i, n - i, acc, watch, pattern);
-  }
-  for (int s = 0; s < streams; ++s)
-    for (size_t k = 0; k < sizeof...(Ns); ++k) sums[s][k] = tree_sum(acc[s][k]);
-}
+#include "sums.h"
 
 // The largest magnitude of each of the blocks at x, or the least.
 template <bool largest, int streams, class T>
@@ -274,69 +190,7 @@ double lift(double p, const T* x, int64_t n, Pattern pattern) {
                       N::kCombining == Combining::kMin ? extreme_bits<false>(x, n, pattern) : 0);
 }
 
-// Applies f to x[0..n) in place, a line of each stream at a time. From the end: what a read pass saw last is still in
-// the cache.
-template <int streams, class T, class F>
-inline void map(T* x, int64_t n, Pattern pattern, F f) {
-  constexpr int step = VectorOf<Arithmetic<T>>::size, line = step > int(kLine / sizeof(T)) ? step : kLine / sizeof(T);
-  const int64_t each = n / (streams * line) * line;  // elements of a stream
-  int64_t i = n / step * step;
-  if (i < n) {
-    T tail[step] = {};
-    __builtin_memcpy(tail, x + i, (n - i) * sizeof(T));
-    store(f(load(tail)), tail);
-    __builtin_memcpy(x + i, tail, (n - i) * sizeof(T));
-  }
-  for (; i > streams * each; i -= step) store(f(load(x + i - step)), x + i - step);
-  for (i = each - line; i >= 0; i -= line) {
-    for (int s = 0; s < streams; ++s) prefetch(x + s * each + i, kLine, -pattern.ahead, pattern.by_page);
-    for (int v = 0; v < line; v += step) {
-      ArithmeticVector<T> results[streams];  // all loaded before any is stored
-#pragma GCC unroll 4
-      for (int s = 0; s < streams; ++s) results[s] = f(load(x + s * each + i + v));
-#pragma GCC unroll 4
-      for (int s = 0; s < streams; ++s) store(results[s], x + s * each + i + v);
-    }
-  }
-}
-
-template <class T, class F>
-inline void map(T* x, int64_t n, Pattern pattern, F f) {
-  if (pattern.streams >= 4) return map<4>(x, n, pattern, f);
-  if (pattern.streams >= 2) return map<2>(x, n, pattern, f);
-  map<1>(x, n, pattern, f);
-}
-
-template <class T>
-void scale(double coef, T* x, int64_t n, Pattern pattern) {
-  if constexpr (kDoubleArithmetic<T>) {
-    map(x, n, pattern, [coef](Doubles v) { return v * coef; });
-  } else {
-    const FloatFactors f = float_factors(coef);
-    if (f.power == 1) return map(x, n, pattern, [f](Floats v) { return v * f.rest; });
-    map(x, n, pattern, [f](Floats v) { return v * f.rest * f.power; });
-  }
-}
-
-template <class T>
-bool clamp(double bound, T* x, int64_t n, Pattern pattern) {
-  const Arithmetic<T> b = rounded_to<T>(bound);
-  const ArithmeticVector<T> high = ArithmeticVector<T>{} + b, low = -high;
-  bool changed = false;
-  for_blocks(x, n, pattern.streams, [&](auto streams, T* block, int64_t count) {
-    Bits<T> largest[streams];
-    extreme_bits<true>(static_cast<const T*>(block), count, largest, pattern);
-    for (int s = 0; s < streams; ++s) {
-      if (value_of<T>(largest[s]) <= b) continue;
-      map<1>(block + s * kBlock, count, {}, [high, low](ArithmeticVector<T> v) {
-        v = v < low ? low : v;
-        return v > high ? high : v;
-      });
-      changed = true;
-    }
-  });
-  return changed;
-}
+#include "rewrite.h"
 
 double lift_any(DType dtype, Norm norm, double p, const void* data, int64_t count, Pattern pattern) {
   return with_dtype(dtype, [=](auto t) {

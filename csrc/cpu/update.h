@@ -1,7 +1,7 @@
 // The CPU engine's updates: the kernels over all tiles of a table, on several threads.
 #pragma once
 
-#include "../update_table.h"
+#include "../update_work.h"
 #include "tiling.h"
 
 namespace fusedclip::cpu {

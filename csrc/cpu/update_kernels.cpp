@@ -14,8 +14,6 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "../norm_ops.h"
-
 namespace fusedclip::cpu::FUSEDCLIP_ISA {
 namespace {
 
@@ -200,21 +198,6 @@ inline void with_value(const UpdateSegment& s, int64_t first, F f) {
 
 // --- the loop ---
 
-template <class A>
-struct Factors {
-  A rest, power;
-};
-
-template <class A>
-inline Factors<A> factors_of(double coef, bool negated) {
-  if constexpr (std::is_same_v<A, double>) {
-    return {negated ? -coef : coef, 1};
-  } else {
-    const FloatFactors f = float_factors(coef);
-    return {negated ? -f.rest : f.rest, f.power};
-  }
-}
-
 template <class U, class A>
 struct Mover {
   typename U::template Constants<A> constants;
@@ -286,7 +269,7 @@ constexpr bool kIsCommon =
 template <class U, class A>
 void update(const UpdateSegment& s, int64_t first, int64_t count, const UpdateRow& row, double step, double coef) {
   const Mover<U, A> move{U::template constants<A>(row.options, row.lr ? *row.lr : row.options[0], step),
-                         factors_of<A>(coef, row.maximize)};
+                         factors_of<A>(row, coef)};
   bool alike = true;
   for (int k = 1; k < U::kStates; ++k) alike &= s.state_types[k] == s.state_types[0];
   if (!alike) return move_any(move, s, first, count);

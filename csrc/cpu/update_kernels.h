@@ -1,7 +1,7 @@
 // What an update asks of one instruction set, on a run of elements. update_kernels.cpp is compiled once per set.
 #pragma once
 
-#include "../update_table.h"
+#include "../update_work.h"
 
 namespace fusedclip::cpu {
 

@@ -6,7 +6,7 @@
 
 namespace fusedclip::cuda {
 
-constexpr int kWarp = 32, kWarps = kThreads / kWarp;
+constexpr int kWarps = kThreads / kWarp;
 static_assert(kThreads % kWarp == 0 && kWarps <= kWarp, "whole warps, and no more than one warp can combine");
 
 #ifdef __CUDACC__

@@ -83,13 +83,8 @@ std::string version_name(int version) {
   return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }
 
-// What cudaGetErrorString leaves out when it says that the driver is insufficient.
-std::string versions() {
-  int driver = 0, runtime = 0;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess || cudaRuntimeGetVersion(&runtime) != cudaSuccess) return "";
-  if (driver == 0) return " (no NVIDIA driver is installed)";
-  return " (the driver knows CUDA " + version_name(driver) + ", this was built with " + version_name(runtime) + ")";
-}
+// Before R530 kernel parameters end at 4 KB (table.h). Such a driver runs what else CUDA 12 has built.
+constexpr int kOldestDriver = 12010;
 
 }  // namespace
 
@@ -99,7 +94,10 @@ void check(cudaError_t status, const char* call) {
   throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status));
 }
 
-const Device& properties_of(int device, const Kernels& kernels) {
+const Device& made_ready(int device, const Kernels& kernels) {
+  int current = 0;
+  check(cudaGetDevice(&current), "cudaGetDevice");
+  if (current != device) check(cudaSetDevice(device), "cudaSetDevice");
   static std::mutex mutex;
   static std::map<std::pair<int, const Kernels*>, Device> known;
   const std::lock_guard<std::mutex> lock(mutex);
@@ -108,19 +106,21 @@ const Device& properties_of(int device, const Kernels& kernels) {
   return found != known.end() ? found->second : known.emplace(key, ask(device, kernels)).first->second;
 }
 
-void make_current(int device) {
-  int current = 0;
-  check(cudaGetDevice(&current), "cudaGetDevice");
-  if (current != device) check(cudaSetDevice(device), "cudaSetDevice");
-}
-
 std::string missing() {
-  int count = 0;
+  int count = 0, driver = 0, runtime = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status == cudaSuccess) return count > 0 ? "" : "cudaGetDeviceCount: there are 0 devices";
+  cudaDriverGetVersion(&driver), cudaRuntimeGetVersion(&runtime);
   cudaGetLastError();
-  return std::string("cudaGetDeviceCount: ") + cudaGetErrorString(status) +
-         (status == cudaErrorInsufficientDriver ? versions() : "");
+  const std::string known = "the driver knows CUDA " + version_name(driver);
+  if (status == cudaSuccess) {
+    if (count == 0) return "cudaGetDeviceCount: there are 0 devices";
+    return driver < kOldestDriver ? known + ", and " + version_name(kOldestDriver) + " (R530) is needed" : "";
+  }
+  std::string reason = std::string("cudaGetDeviceCount: ") + cudaGetErrorString(status);
+  if (status == cudaErrorInsufficientDriver)  // which leaves out the versions
+    reason += driver == 0 ? " (no NVIDIA driver is installed)"
+                          : " (" + known + ", this was built with " + version_name(runtime) + ")";
+  return reason;
 }
 
 }  // namespace fusedclip::cuda

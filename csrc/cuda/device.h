@@ -15,7 +15,7 @@ void check(cudaError_t status, const char* call);
 struct Device {
   LaunchPolicy policy;
   int max_blocks;                     // of the streaming kernels: all resident at once
-  bool programmatic;                  // the second launch may begin while the first one ends
+  bool programmatic;                  // a launch may begin while the one before it ends (Start::kEarly)
   int on_chip_blocks, on_chip_tiles;  // of the cooperative form: its blocks, and the tiles that each can keep; or 0
 };
 
@@ -24,12 +24,16 @@ struct Kernels {
   std::vector<const void*> streaming, on_chip;
 };
 
-// Asked of the driver once per device and set of kernels, which are made ready for it: one that is loaded at its first
-// launch may wait for the device, or end the recording of a graph. `device` must be the current one.
-const Device& properties_of(int device, const Kernels& kernels);
+template <class Kernel>
+const void* address(Kernel* kernel) {
+  return reinterpret_cast<const void*>(kernel);
+}
 
-// Makes current here what is current for torch, which sets a device as late as it can. Torch's own guard, in
-// backends/cuda.py, is the one that restores: it makes no context (0.5 GB) on a device that the process never used.
-void make_current(int device);
+// Makes it current, as it is for torch, which sets a device as late as it can. Torch's own guard, in backends/cuda.py,
+// is the one that restores: it makes no context (0.5 GB) on a device that the process never used.
+//
+// What a device can do is asked of the driver once per set of kernels, which are loaded then: one that is loaded at its
+// first launch may wait for the device, or end the recording of a graph.
+const Device& made_ready(int device, const Kernels& kernels);
 
 }  // namespace fusedclip::cuda

@@ -15,11 +15,6 @@ static_assert(sizeof(LargeTable) + sizeof(Demand) + sizeof(Results) + 32 <= 3276
 template <class N>
 constexpr bool kHasOnChipForm = !N::kInDouble && !N::kCounts;
 
-template <class Kernel>
-const void* address(Kernel* kernel) {
-  return reinterpret_cast<const void*>(kernel);
-}
-
 template <class Table>
 void add_kernels(Kernels& k) {
   for (const void* one :
@@ -51,15 +46,10 @@ bool is_refusal(cudaError_t status) {
 }
 std::atomic<uint64_t> refused_on_chip{0};  // a bit for each device
 
-const Device& made_ready(int device) {
-  make_current(device);
-  return properties_of(device, kernels());
-}
-
 // A list on its device, which is the current one.
 class Passes {
  public:
-  explicit Passes(const Work& work) : work_(work), device_(made_ready(work.device)) {}
+  explicit Passes(const Work& work) : work_(work), device_(made_ready(work.device, kernels())) {}
 
   const Device& device() const { return device_; }
 
@@ -106,12 +96,12 @@ class Passes {
   void combine_slots(const Table& table, Combining last, int rows, const double* slots, int blocks, double* out) const {
     const int warps = device_.policy.threads / kWarp;
     launch("combine_slots_kernel", work_, device_,
-           {std::max(1, (table.size * rows + warps - 1) / warps), device_.programmatic}, combine_slots_kernel<Table>,
-           table, last, rows, slots, blocks, out, int64_t(work_.segments.size()));
+           {std::max(1, (table.size * rows + warps - 1) / warps), Start::kEarly}, combine_slots_kernel<Table>, table,
+           last, rows, slots, blocks, out, int64_t(work_.segments.size()));
   }
 
   void finish_norm(const NormEnd& norm, const double* totals, int count, const Results& results) const {
-    launch("norm_kernel", work_, device_, {1, device_.programmatic}, norm_kernel<>, norm, totals, count, results);
+    launch("norm_kernel", work_, device_, {1, Start::kEarly}, norm_kernel<>, norm, totals, count, results);
   }
 
   template <class Table>
@@ -125,7 +115,7 @@ class Passes {
   cudaError_t clip_on_chip(const Table& table, const Demand& demand, double* totals, const Results& results) const {
     const int blocks = blocks_for(table, device_.on_chip_blocks);
     const int64_t most = (int64_t(table.tiles()) + blocks - 1) / blocks;
-    const Shape shape{blocks, false, true, size_t(most * on_chip_tile_bytes(device_.policy))};
+    const Shape shape{blocks, Start::kTogether, size_t(most * on_chip_tile_bytes(device_.policy))};
     return with_norm(norm_of(demand.norm.p), [&](auto n) {
       if constexpr (kHasOnChipForm<decltype(n)>)
         return try_launch(work_, device_, shape, clip_on_chip_kernel<decltype(n), Table>, table, demand, totals,
@@ -140,8 +130,8 @@ class Passes {
                         const Results& results, bool first) const {
     const Results stored_once = first ? results : Results{};
     launch("settle_and_scale_kernel", work_, device_,
-           {blocks_for(table, device_.max_blocks), device_.programmatic && first}, settle_and_scale_kernel<Table>,
-           table, demand, totals, count, stored_once);
+           {blocks_for(table, device_.max_blocks), first ? Start::kEarly : Start::kInTurn},
+           settle_and_scale_kernel<Table>, table, demand, totals, count, stored_once);
   }
 
   void settle_and_scale_all(const Demand& demand, const double* totals, int count, const Results& results) const {
@@ -183,8 +173,8 @@ class Passes {
 
 }  // namespace
 
-int64_t scratch_doubles(const Work& work) {
-  return tables_of(work) * Passes(work).device().max_blocks + LargeTable::kCapacity;
+int64_t scratch_doubles(const Work& work, int rows) {
+  return rows * (tables_of(work) * Passes(work).device().max_blocks + LargeTable::kCapacity);
 }
 
 void lift(const Work& work, double p, double* scratch, double* out) {
@@ -193,10 +183,6 @@ void lift(const Work& work, double p, double* scratch, double* out) {
     const int blocks = passes.read(table, p, scratch, nullptr);
     passes.combine_slots(table, end_of(p).combining, 1, scratch, blocks, out);
   });
-}
-
-int64_t stats_scratch_doubles(const Work& work) {
-  return kStats * (Passes(work).device().max_blocks + LargeTable::kCapacity);
 }
 
 void stats(const Work& work, double* scratch, double* out) {

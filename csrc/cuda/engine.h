@@ -27,14 +27,12 @@ enum class Form : int { kAuto, kTwoLaunches, kOnChip };
 // Why no device can be used here, in CUDA's own words; empty if one can.
 std::string missing();
 
-// Doubles of scratch memory that lift, norm and clip each want: O(segments + blocks).
-int64_t scratch_doubles(const Work& work);
+// Doubles of scratch memory that lift, norm and clip each want, and stats with kStats rows: O(rows * (segments +
+// blocks)).
+int64_t scratch_doubles(const Work& work, int rows);
 
 // out[s] = the lifted value of segment s.
 void lift(const Work& work, double p, double* scratch, double* out);
-
-// Doubles of scratch memory that the next one wants.
-int64_t stats_scratch_doubles(const Work& work);
 
 // out[row * segments + s] = the statistics of segment s, a row per member.
 void stats(const Work& work, double* scratch, double* out);

@@ -13,11 +13,6 @@
 
 namespace fusedclip::cuda {
 
-struct Demand {
-  NormEnd norm;
-  Limits limits;
-};
-
 // Programmatic dependent launch: the next kernel's blocks may start, and wait here until this one's writes can be seen.
 __device__ inline void let_next_launch_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

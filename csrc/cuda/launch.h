@@ -66,10 +66,15 @@ int blocks_for(const Table& table, int most) {
   return int(std::clamp<int64_t>(table.tiles(), 1, most));
 }
 
+enum class Start {
+  kInTurn,
+  kEarly,     // where a device can: while the kernel before it ends, for which it waits inside
+  kTogether,  // all blocks at once, which have a barrier across the grid
+};
+
 struct Shape {
   int blocks;
-  bool programmatic = false;  // may begin while the kernel before it ends, and waits for it inside
-  bool cooperative = false;   // has a barrier across the grid
+  Start start = Start::kInTurn;
   size_t shared_bytes = 0;
 };
 
@@ -77,7 +82,7 @@ template <class... Parameters, class... Arguments>
 cudaError_t try_launch(const Work& work, const Device& device, const Shape& shape, void (*kernel)(Parameters...),
                        Arguments&&... arguments) {
   cudaLaunchAttribute attribute{};
-  if (shape.cooperative) {
+  if (shape.start == Start::kTogether) {
     attribute.id = cudaLaunchAttributeCooperative;
     attribute.val.cooperative = 1;
   } else {
@@ -90,7 +95,7 @@ cudaError_t try_launch(const Work& work, const Device& device, const Shape& shap
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = static_cast<cudaStream_t>(work.stream);
   config.attrs = &attribute;
-  config.numAttrs = shape.cooperative || shape.programmatic ? 1 : 0;
+  config.numAttrs = shape.start == Start::kTogether || (shape.start == Start::kEarly && device.programmatic) ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
 }
 

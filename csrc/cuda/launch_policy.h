@@ -5,6 +5,8 @@
 
 namespace fusedclip::cuda {
 
+constexpr int kWarp = 32;  // threads
+
 struct LaunchPolicy {
   int architecture;   // the first compute capability (major * 10 + minor) that the row is for
   int threads;        // per block

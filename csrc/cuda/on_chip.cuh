@@ -49,9 +49,8 @@ class Kept {
   template <class Table>
   __device__ void list(const Table& table, const Share& share, int s) {
     const Stretch stretch = stretch_of(table, share, s, kTileBytes);
-    const uint32_t first = table.first_tile[s], next = table.first_tile[s + 1];
-    const int begin = int((share.begin > first ? share.begin : first) - share.begin);
-    const int end = int((share.end < next ? share.end : next) - share.begin);
+    const Tiles tiles = tiles_of(table, share, s);
+    const int begin = int(tiles.begin - share.begin), end = int(tiles.end - share.begin);
     const auto parts = packs_of(stretch.data, stretch.count * size_of(stretch.dtype));
 #pragma unroll 1
     for (int k = begin + int(threadIdx.x); k < end; k += kThreads) {

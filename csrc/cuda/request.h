@@ -12,6 +12,11 @@ struct Limits {
   const double* multiplier;  // what is clipped is the gradients times this
 };
 
+struct Demand {
+  NormEnd norm;
+  Limits limits;
+};
+
 struct Results {
   void* norm;  // one float or double; null: not wanted, and the coefficient neither
   bool norm_is_double;

@@ -66,14 +66,24 @@ FUSEDCLIP_HD inline Share share_of(const Table& table, uint32_t block, uint32_t 
   return {begin, end, first, last};
 }
 
-// The share's part of the segment s: nothing, at times, of the first and the last.
+// Tiles [begin, end), of which the segment's first has the number `first`.
+struct Tiles {
+  uint32_t first, begin, end;
+};
+
+// The share's part of the segment s: none, at times, of the first and the last.
+template <class Table>
+FUSEDCLIP_HD inline Tiles tiles_of(const Table& table, const Share& share, int s) {
+  const uint32_t first = table.first_tile[s], next = table.first_tile[s + 1];
+  return {first, share.begin > first ? share.begin : first, share.end < next ? share.end : next};
+}
+
 template <class Table>
 FUSEDCLIP_HD inline Stretch stretch_of(const Table& table, const Share& share, int s, int64_t tile_bytes) {
-  const uint32_t first = table.first_tile[s], next = table.first_tile[s + 1];
-  const uint32_t begin = share.begin > first ? share.begin : first, end = share.end < next ? share.end : next;
+  const Tiles tiles = tiles_of(table, share, s);
   const DType dtype = table.dtype[s];
-  const int64_t tile = tile_bytes / size_of(dtype), offset = (begin - first) * tile;
-  const int64_t tiled = (end - begin) * tile, left = table.count[s] - offset;
+  const int64_t tile = tile_bytes / size_of(dtype), offset = (tiles.begin - tiles.first) * tile;
+  const int64_t tiled = (tiles.end - tiles.begin) * tile, left = table.count[s] - offset;
   return {static_cast<char*>(table.data[s]) + offset * size_of(dtype), tiled < left ? tiled : left, dtype};
 }
 

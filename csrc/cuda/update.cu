@@ -55,17 +55,12 @@ void fill(Table& table, const UpdateWork& work, size_t place) {
     }
     segment.row = row;
     table.wide[s] = is_wide(segment);
-    table.tile[s] = uint32_t(std::max<int64_t>(1, kUpdateTileBytes / bytes_of_element(segment) / kStep));
+    table.tile[s] = uint32_t(std::max<int64_t>(1, kUpdateTileBytes / bytes_of_element(segment) / kChunk));
     table.first_tile[s] = tiles;
-    const int64_t tile = int64_t(table.tile[s]) * kStep;
+    const int64_t tile = int64_t(table.tile[s]) * kChunk;
     tiles += uint32_t((segment.count + tile - 1) / tile);
   }
   table.first_tile[table.size] = tiles;
-}
-
-template <class Kernel>
-const void* address(Kernel* kernel) {
-  return reinterpret_cast<const void*>(kernel);
 }
 
 const Kernels& kernels() {
@@ -93,7 +88,7 @@ void update_with(const UpdateWork& update, const Work& parameters, const Device&
       using U = decltype(u);
       launch("prepare_kernel", parameters, device, {(table.size + kWarp - 1) / kWarp}, prepare_kernel<U, Table>, table,
              update.skip, scratch);
-      launch("update_kernel", parameters, device, {blocks_for(table, device.max_blocks), device.programmatic},
+      launch("update_kernel", parameters, device, {blocks_for(table, device.max_blocks), Start::kEarly},
              update_kernel<U, Table>, table, update.skip, scratch);
     });
   }
@@ -102,8 +97,7 @@ void update_with(const UpdateWork& update, const Work& parameters, const Device&
 }  // namespace
 
 void update(const UpdateWork& update, const Work& parameters, double* scratch) {
-  make_current(parameters.device);
-  const Device& device = properties_of(parameters.device, kernels());
+  const Device& device = made_ready(parameters.device, kernels());
   if (update.segments.size() <= SmallUpdateTable::kCapacity && update.rows.size() <= SmallUpdateTable::kRows)
     update_with<SmallUpdateTable>(update, parameters, device, scratch);
   else

@@ -6,75 +6,27 @@
 // Bytes moved for each element: the sizes of all streams, and again of all but the gradient (28 for AdamW in fp32).
 #pragma once
 
-#include "../norm_ops.h"
-#include "../update_table.h"
 #include "kernels.cuh"
 #include "update.h"
+#include "update_table.h"
 
 namespace fusedclip::cuda {
-
-constexpr int kSide = 4;              // elements side by side: 16 bytes of a float
-constexpr int kStep = kWarp * kSide;  // elements that a warp takes in one step
-
-struct TableRow {
-  UpdateRow rule;
-  const double* coef;
-};
-
-// Passed by value, as table.h says. A segment's `row` is one of the table's.
-template <int capacity, int rows_capacity>
-struct UpdateTable {
-  static constexpr int kCapacity = capacity, kRows = rows_capacity;
-  UpdateSegment segments[capacity];
-  TableRow rows[rows_capacity];
-  uint32_t first_tile[capacity + 1];
-  uint32_t tile[capacity];  // steps, so many that tiles of all segments have about the same bytes
-  bool wide[capacity];      // whether whole steps go Together
-  int32_t size;
-  int64_t place;
-
-  FUSEDCLIP_HD uint32_t tiles() const { return first_tile[size]; }
-};
-using SmallUpdateTable = UpdateTable<40, 6>;
-using LargeUpdateTable = UpdateTable<320, 48>;
-
-// Elements of a segment; a share's part of one is below 2^31. Counting steps spares registers.
-struct Range {
-  uint32_t first_step;
-  int count;
-};
-
-template <class Table>
-FUSEDCLIP_HD inline Range range_of(const Table& table, const Share& share, int s) {
-  const uint32_t first = table.first_tile[s], next = table.first_tile[s + 1];
-  const uint32_t begin = share.begin > first ? share.begin : first, end = share.end < next ? share.end : next;
-  const uint32_t first_step = (begin - first) * table.tile[s];
-  const int64_t tiled = int64_t(end - begin) * table.tile[s] * kStep;
-  const int64_t left = table.segments[s].count - int64_t(first_step) * kStep;
-  return {first_step, int(tiled < left ? tiled : left)};
-}
 
 // --- the numbers that are the same for all elements of a segment ---
 
 template <class U, class A>
 struct Prepared {
   typename U::template Constants<A> constants;
-  A rest, power;  // the gradient's factors
+  Factors<A> factors;  // of the gradient
 };
 
 template <class U, class A>
 __device__ inline void prepare(const TableRow& row, double step, double* to) {
   static_assert(sizeof(Prepared<U, A>) <= kPreparedDoubles * sizeof(double), "what a segment has room for");
   const UpdateRow& rule = row.rule;
-  const double coef = rule.maximize ? -*row.coef : *row.coef;
   auto& p = *reinterpret_cast<Prepared<U, A>*>(to);
   p.constants = U::template constants<A>(rule.options, rule.lr ? *rule.lr : rule.options[0], step);
-  if constexpr (std::is_same_v<A, double>) {
-    p.rest = coef, p.power = 1;
-  } else {
-    const FloatFactors factors = float_factors(*row.coef);
-    p.rest = rule.maximize ? -factors.rest : factors.rest, p.power = factors.power;
-  }
+  p.factors = factors_of<A>(rule, *row.coef);
 }
 
 __device__ inline bool is_skipped(const float* skip) { return skip && *skip != 0; }
@@ -247,7 +199,7 @@ __device__ inline void move(const UpdateSegment& s, const Prepared<U, A>& p, con
     A own[U::kStates + 1];
 #pragma unroll
     for (int k = 0; k < U::kStates; ++k) own[k] = states[k].of[e];
-    x.of[e] = U::template move<UpdateMath>(x.of[e], g.of[e] * p.rest * p.power, own, p.constants);
+    x.of[e] = U::template move<UpdateMath>(x.of[e], g.of[e] * p.factors.rest * p.factors.power, own, p.constants);
 #pragma unroll
     for (int k = 0; k < U::kStates; ++k) states[k].of[e] = own[k];
   }
@@ -259,27 +211,27 @@ __device__ inline void move(const UpdateSegment& s, const Prepared<U, A>& p, con
   store(way, s.parameter, s.parameter_type, x);
 }
 
-// This warp takes the steps `turn`, `turn` + kWarps, ... of a range; which of the next one it begins with is returned:
+// This warp takes the chunks `turn`, `turn` + kWarps, ... of a range; which of the next one it begins with is returned:
 // dealt out so, short segments keep all warps busy, too.
 template <class U, class A>
 __device__ inline int move_range(const UpdateSegment& s, bool wide, const Range& range, const double* prepared,
                                  int turn) {
   const auto& p = *reinterpret_cast<const Prepared<U, A>*>(prepared);
-  const int lane = int(threadIdx.x) % kWarp, steps = (range.count + kStep - 1) / kStep;
+  const int lane = int(threadIdx.x) % kWarp, chunks = (range.count + kChunk - 1) / kChunk;
 #pragma unroll 1
-  for (; turn < steps; turn += kWarps) {
-    const int64_t step = range.first_step + uint32_t(turn);
-    const int left = range.count - turn * kStep;
+  for (; turn < chunks; turn += kWarps) {
+    const int64_t chunk = range.first_chunk + uint32_t(turn);
+    const int left = range.count - turn * kChunk;
     if constexpr (std::is_same_v<A, float>)
-      if (wide && left >= kStep) {
-        move<U, A>(s, p, Together{step * kWarp + lane});
+      if (wide && left >= kChunk) {
+        move<U, A>(s, p, Together{chunk * kWarp + lane});
         continue;
       }
 #pragma unroll 1
-    for (int at = lane, end = left < kStep ? left : kStep; at < end; at += kWarp)
-      move<U, A>(s, p, Alone{step * kStep + at});
+    for (int at = lane, end = left < kChunk ? left : kChunk; at < end; at += kWarp)
+      move<U, A>(s, p, Alone{chunk * kChunk + at});
   }
-  return turn - steps;
+  return turn - chunks;
 }
 
 // Backwards: the gradients that the norm has read last are still in the second-level cache.

@@ -1,7 +1,7 @@
 // The CUDA engine's updates, as the bindings see them; engine.h says what holds for every call.
 #pragma once
 
-#include "../update_table.h"
+#include "../update_work.h"
 #include "engine.h"
 
 namespace fusedclip::cuda {

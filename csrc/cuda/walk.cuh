@@ -64,7 +64,8 @@ class Scale {
   static constexpr bool kAlways = true;
 
   // `zeros`: where the coefficient is 0, inf and NaN must not survive as NaN.
-  __device__ Scale(double coef, bool zero) : coef_(coef), factors_(float_factors(coef)), zeros_(zero && coef == 0) {}
+  __device__ Scale(double coef, bool zero)
+      : coef_(coef), factors_(factors_of<float>(coef)), zeros_(zero && coef == 0) {}
 
   template <class T>
   __device__ float apply(float x) const {
@@ -77,7 +78,7 @@ class Scale {
 
  private:
   double coef_;
-  FloatFactors factors_;
+  Factors<float> factors_;
   bool zeros_;
 };
 

@@ -47,7 +47,7 @@ class Cuda(Backend):
         if _C is None:
             return _extension.reason
         if not _C.cuda_architectures:
-            return "the extension was built without its CUDA half (nvcc was not found, or FUSEDCLIP_CUDA=0)"
+            return "the extension was built without its CUDA half (no nvcc from 12.1 on was found, or FUSEDCLIP_CUDA=0)"
         return _C.cuda_missing() or None
 
     def refuses(self, device: torch.device, dtypes: Set[torch.dtype]) -> str | None:
@@ -72,9 +72,7 @@ class Cuda(Backend):
     def stats(self, batch: Batch) -> Tensor:
         with on(batch.device):
             out = torch.empty(STATS, len(batch.tensors), dtype=torch.float64, device=batch.device)
-            size = _C.cuda_stats_scratch_doubles(batch.table)
-            scratch = torch.empty(size, dtype=torch.float64, device=batch.device)
-            _C.cuda_stats(batch.table, scratch=scratch, out=out)
+            _C.cuda_stats(batch.table, scratch=_scratch(batch, STATS), out=out)
         return out
 
     def scale_(self, batch: Batch, coef: Tensor, *, zero: bool) -> Written:
@@ -134,9 +132,9 @@ def _chosen_form() -> int:
     return _FORMS.index("two launches" if form == "auto" and has_peers else form)
 
 
-def _scratch(batch: Batch) -> Tensor:
+def _scratch(batch: Batch, rows: int = 1) -> Tensor:
     """Memory for a call's partial results."""
-    return torch.empty(_C.cuda_scratch_doubles(batch.table), dtype=torch.float64, device=batch.device)
+    return torch.empty(_C.cuda_scratch_doubles(batch.table, rows), dtype=torch.float64, device=batch.device)
 
 
 def _on_device(number: float | Tensor | None, batch: Batch) -> Tensor | None:

@@ -12,8 +12,8 @@ struct Outcome {
   double norm, coef;
 };
 
-inline std::vector<double> scratch_for(const cuda::Work& work) {
-  return std::vector<double>(cuda::scratch_doubles(work), NAN);
+inline std::vector<double> scratch_for(const cuda::Work& work, int rows = 1) {
+  return std::vector<double>(cuda::scratch_doubles(work, rows), NAN);
 }
 
 inline Outcome clip(List& list, double p, const cuda::Limits& limits, Form form) {
@@ -40,7 +40,7 @@ inline std::vector<double> lift(const List& list, double p) {
 inline std::vector<double> stats(const List& list) {
   const auto segments = list.segments();
   const cuda::Work work{segments, 0, nullptr};
-  std::vector<double> scratch(cuda::stats_scratch_doubles(work), NAN), out(kStats * segments.size(), -1);
+  std::vector<double> scratch = scratch_for(work, kStats), out(kStats * segments.size(), -1);
   cuda::stats(work, scratch.data(), out.data());
   return out;
 }

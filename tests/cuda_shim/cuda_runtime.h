@@ -97,6 +97,7 @@ struct Machine {
   bool launches_run = std::getenv("FUSEDCLIP_SHIM_NO_LAUNCHES") == nullptr;  // without: what the host alone takes
   cudaError_t status = cudaSuccess;                                          // what the call named below answers
   const char* failing_call = "";
+  int driver = 12040;       // the CUDA that it knows
   int dropped_barrier = 0;  // the number of a __syncthreads that no thread waits at, or kGridBarrier; 0: none
   std::atomic<int> launches = 0, cooperative_launches = 0;
 };
@@ -202,7 +203,7 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, shim::answer("cudaGetDevice"); }
 inline cudaError_t cudaSetDevice(int) { return shim::answer("cudaSetDevice"); }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, shim::answer("cudaGetDeviceCount"); }
-inline cudaError_t cudaDriverGetVersion(int* version) { return *version = 12040, cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int* version) { return *version = shim::machine.driver, cudaSuccess; }
 inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   const int values[] = {shim::kMultiprocessors, 1, shim::kSharedBytes};

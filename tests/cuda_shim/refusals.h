@@ -44,6 +44,9 @@ inline void failing_calls_say_what_and_why() {
         "(the driver knows CUDA 12.4, this was built with 13.0)");
   shim::machine.failing_call = "";
   CHECK(cuda::missing().empty());
+  shim::machine.driver = 12000;  // which runs what CUDA 12 has built, but takes no parameters of more than 4 KB
+  CHECK(cuda::missing() == "the driver knows CUDA 12.0, and 12.1 (R530) is needed");
+  shim::machine.driver = 12040;
 }
 
 inline void a_dtype_that_is_not_known_is_not_launched() {

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .elements import CLAMP, SCALE
 from .norms import combine, finish, scalar_identity, settle
-from .stats import gather_row, stats_any
+from .stats import ROWS, gather_row, stats_any
 from .tiles import gather, lift_any, locate, write_any
 
 
@@ -62,7 +62,7 @@ def stats_kernel(
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         _, index, address, count, dtype = locate(table, segments, tile)
         stats = stats_any(address, count, index, dtype, DTYPES, TILE_BYTES, STEP_BYTES)
-        for row in tl.static_range(5):
+        for row in tl.static_range(ROWS):
             tl.store(partials + row * tiles + tile, stats[row])
 
 
@@ -71,7 +71,7 @@ def per_tensor_stats_kernel(table, partials, out, segments, tiles):
     """out[row, segment]: those of its tiles combined. One program per segment."""
     first_tile = table + 2 * segments + tiles + tl.program_id(0)
     begin, end = tl.load(first_tile), tl.load(first_tile + 1)
-    for row in tl.static_range(5):
+    for row in tl.static_range(ROWS):
         tl.store(out + row * segments + tl.program_id(0), gather_row(partials + row * tiles, begin, end, row))
 
 

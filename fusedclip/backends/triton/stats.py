@@ -8,12 +8,14 @@ are added up: as few additions in fp32 as in tiles.py (tuning.MOST_STEPS).
 import triton
 import triton.language as tl
 
+from ...norms import LARGEST as LAST
+from ...norms import STATS
 from .elements import widen
 from .norms import MAX, NUMBERS, is_trusted, reduce
 from .tiles import DTYPES_KNOWN, FLOAT64, cut, gather, lift_ends, type_at
 
 SUM, TWO = tl.constexpr(NUMBERS["one"]), tl.constexpr(NUMBERS["two"])
-LARGEST = tl.constexpr(4)  # the last row; those before it are sums
+ROWS, LARGEST = tl.constexpr(STATS), tl.constexpr(LAST)  # those before the largest are sums
 ENDS = tl.constexpr(256)  # lanes
 PARTS, STEPS = tl.constexpr(4), tl.constexpr(8)  # of a step; of what is added up
 NONFINITE = tl.constexpr(1 << 16)  # a lane counts zeros below it, and NaN and inf in its multiples

@@ -29,9 +29,7 @@ class Tuning:
     tile_bytes: int = 64 * 1024  # one entry (8 bytes) in the table, one reduction over the program's threads
     step_bytes: int = 16 * 1024  # 8 loads of 16 bytes for each of 128 threads
     num_warps: int = 4
-    programs_per_processor: int = (
-        4  # all resident at once: a program that waits for another's end would double the time
-    )
+    programs_per_processor: int = 4  # all resident at once: one that waits for another's end would double the time
     limits: tuple[tuple[str, int], ...] = ()  # the compiler's options that make room for that many
 
     def __post_init__(self) -> None:

@@ -1,3 +1,21 @@
+# What a CUDA compiler can do for us.
+
+# Why this one cannot be used; empty if it can.
+function(refusal_of nvcc out)
+  if(NOT nvcc)
+    set(${out} "no nvcc was found that works with this C++ compiler (put one on PATH or set CUDACXX)" PARENT_SCOPE)
+    return()
+  endif()
+  execute_process(COMMAND "${nvcc}" --version OUTPUT_VARIABLE said ERROR_QUIET)
+  string(REGEX REPLACE ".*release ([0-9.]+).*" "\\1" release "${said}")
+  if(release MATCHES "^[0-9.]+$" AND release VERSION_LESS 12.1)
+    set(${out} "${nvcc} is of CUDA ${release}, and 12.1 is the first with kernel parameters of more than 4 KB"
+        PARENT_SCOPE)
+  else()
+    set(${out} "" PARENT_SCOPE)
+  endif()
+endfunction()
+
 # The compute capabilities that kernels are built for unless FUSEDCLIP_CUDA_ARCHS says which.
 set(FUSEDCLIP_ARCHITECTURES 80 90 100 120)
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "norm_ops.h"
 #include "segment.h"
 #include "updates.h"
 
@@ -29,6 +30,13 @@ struct UpdateRow {
   const double* lr;
   bool maximize;
 };
+
+// What its gradient is multiplied by.
+template <class A>
+FUSEDCLIP_HD inline Factors<A> factors_of(const UpdateRow& row, double coef) {
+  const Factors<A> f = factors_of<A>(coef);
+  return {row.maximize ? -f.rest : f.rest, f.power};
+}
 
 struct UpdateWork {
   const std::vector<UpdateSegment>& segments;
