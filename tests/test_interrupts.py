@@ -4,7 +4,9 @@ written home."""
 import _thread
 import math
 import signal
+import sys
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ import fusedclip
 from fusedclip import backends, passes
 from fusedclip.gradients import Batch, Gradients
 from fusedclip.gradients.layouts import Flat
+from fusedclip.interrupts import all_or_none
 
 from .conftest import Engine, copies, parameters
 
@@ -239,3 +242,29 @@ def test_lists_on_several_devices_are_brought_to_their_end(interrupting: Engine,
         passes.clamp_(gathered, 1.0)
     untouched = all(torch.equal(g, b) for g, b in zip(grads, before, strict=True))
     assert all((grad <= 1).all() for grad in grads) or (small == 0 and untouched)
+
+
+@pytest.mark.parametrize("line", range(20))
+def test_between_two_parts_an_interrupt_leaves_out_none(line: int) -> None:
+    """It arrives at each line of what does the parts, some of which come three times."""
+    done: list[int] = []
+    seen = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal seen
+        if frame.f_code is not all_or_none.__code__:
+            return None
+        seen += event == "line"
+        if event == "line" and seen == line + 1:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        all_or_none([(partial(done.append, part), partial(done.__contains__, part)) for part in range(3)])
+    except KeyboardInterrupt:
+        assert seen == line + 1
+    finally:
+        sys.settrace(before)
+    assert done in ([0, 1, 2], [] if line < 6 else [0, 1, 2])
