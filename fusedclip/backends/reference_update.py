@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._extension import subnormals_count
 from ..gradients import store
+from ..interrupts import Part, all_or_none
 from ..updates import UpdateRule, float_factors, join, round_away, split
 from .updater import Streams, Updater
 
@@ -14,10 +15,22 @@ from .updater import Streams, Updater
 class ReferenceUpdater(Updater):
     @torch.no_grad()
     def update_(self, streams: Streams, rules: Sequence[UpdateRule], coefs: Tensor, skip: Tensor | None) -> None:
+        def parts_of(place: int, row: int) -> list[Part]:
+            written: list[tuple[Tensor, Tensor]] = []
+
+            def move() -> None:
+                moves = _moved(streams, place, rules[row], coefs[row])
+                written[:] = [(old, new if skip is None else torch.where(skip != 0, old, new)) for old, new in moves]
+
+            def write() -> None:
+                for tensor, moved in written:
+                    store(tensor, moved)
+                streams.is_written = True
+
+            return [(move, lambda: False), (write, lambda: False)]  # either may be done twice
+
         with subnormals_count(streams.device):
-            for place, row in enumerate(streams.rows):
-                for tensor, moved in _moved(streams, place, rules[row], coefs[row]):
-                    store(tensor, moved if skip is None else torch.where(skip != 0, tensor, moved))
+            all_or_none([part for place, row in enumerate(streams.rows) for part in parts_of(place, row)])
 
 
 def _moved(streams: Streams, place: int, rule: UpdateRule, coef: Tensor) -> list[tuple[Tensor, Tensor]]:

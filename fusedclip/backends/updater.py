@@ -28,7 +28,8 @@ class Streams:
     states: tuple[list[Tensor], ...]  # written; in the order of the rule's `states`
     masters: list[Tensor | None]  # written: the master (fp32), a split one's remainder (fp16), or None
     steps: list[Tensor] | None  # steps taken so far, fp32, 0-d, on the device; None if the rule does not count them
-    table: Any = None  # the same as segments, for the compiled engines
+    table: Any = None  # the same as segments, for the compiled engines, which count their writes there
+    is_written: bool = False  # by the reference
 
 
 class Updater(ABC):

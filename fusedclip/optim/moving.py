@@ -204,6 +204,8 @@ def _part(call: Call, measured: Measured) -> Part:
     before = _updates(call)
 
     def has_written() -> bool:
+        if isinstance(call.updater, ReferenceUpdater):
+            return call.streams.is_written
         return call.streams.table is None or _updates(call) > before
 
     def part() -> None:

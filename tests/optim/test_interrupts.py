@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from fusedclip.backends import reference_update
 from fusedclip.backends.cpu import CpuUpdater
 from fusedclip.optim import AdamW, moving
 
@@ -61,3 +62,39 @@ def test_telling_autograd_of_one_group_does_not_leave_the_next_one_out(monkeypat
         ours.step()
     for group, other in zip(ours.param_groups, whole.param_groups, strict=True):
         assert torch.equal(group["params"][0], other["params"][0])
+
+
+@pytest.mark.parametrize("name", ["_moved", "store"])
+@pytest.mark.parametrize("number", range(5))
+def test_parameters_that_the_reference_moves_are_all_moved_or_none(
+    name: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two whose gradients have another order of memory, beside one that the engine takes."""
+
+    def made() -> tuple[AdamW, list[torch.Tensor]]:
+        ps = [Parameter(torch.ones(3, 4)) for _ in range(3)]
+        for p, grad in zip(ps, (torch.ones(4, 3).t(), torch.ones(3, 4), torch.ones(4, 3).t()), strict=True):
+            p.grad = grad
+        optimizer = AdamW(ps)
+        optimizer.step()
+        return optimizer, [*ps, *(tensor for p in ps for tensor in optimizer.state[p].values())]
+
+    (ours, got), (whole, want) = made(), made()
+    before = [tensor.clone() for tensor in got]
+    whole.step()
+    real, calls = getattr(reference_update, name), []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == number + 1:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(reference_update, name, interrupted)
+    if number < {"_moved": 2, "store": 8}[name]:
+        with pytest.raises(KeyboardInterrupt):
+            ours.step()
+    else:
+        ours.step()
+    stepped = want if (name, number) != ("_moved", 0) else before
+    assert all(map(torch.equal, got, stepped))
