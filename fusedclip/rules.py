@@ -85,8 +85,8 @@ class AdaptiveRule(ABC):
         refuse_tracing()
         peers = check_group(group, counted_elsewhere)
         items = parameter_list(parameters, grad_attr)
-        self.bind(items)
         grads = gather_given(items, grad_attr, peers=peers)
+        self.bind(items)
         norm = passes.clip_(grads, 2.0, self, dtype=torch.float64).norm
         self.settle()
         self.total_norm = reading.as_result(norm, grads)

@@ -72,6 +72,8 @@ def _pairs(items: list[Tensor], steps: list[Tensor | None], grad_attr: str) -> l
             raise TypeError(f"parameter {number_} is a DTensor; kl_clip_ takes whole gradients: pass .full_tensor()")
         if not grad.layout == step.layout == torch.strided:
             raise TypeError(f"parameter {number_} has a sparse gradient or step; kl_clip_ takes dense ones")
+        if not step.is_floating_point() and not step.is_complex():
+            raise TypeError(f"preconditioned[{number_}] is {step.dtype} and cannot be scaled")
         if overlaps(step):
             raise ValueError(f"preconditioned[{number_}] is expanded and cannot be scaled in place; .clone() it first")
         pairs[id(step)] = grad, step

@@ -50,11 +50,20 @@ def test_options_are_refused(make: Callable[[], object], error: type[Exception],
         make()
 
 
+def test_a_rule_for_each_names_what_is_no_tensor() -> None:
+    with pytest.raises(TypeError, match=r"parameters\[0\] is a NoneType, not a tensor; leave it out"):
+        adaptive.AdaGC().clip_([None])  # type: ignore[list-item]
+
+
 def test_kl_clip_refuses_before_it_writes() -> None:
     params = ones((2,), (3,))
     first = torch.full((2,), 1e6)
-    for second, error in ((torch.ones(1).expand(3), ValueError), (torch.ones(3).to_sparse(), TypeError)):
-        with pytest.raises(error, match=r"preconditioned\[1\] is expanded|parameter 1 has a sparse"):
+    for second, error in (
+        (torch.ones(1).expand(3), ValueError),
+        (torch.ones(3).to_sparse(), TypeError),
+        (torch.ones(3, dtype=torch.int64), TypeError),
+    ):
+        with pytest.raises(error, match=r"preconditioned\[1\] is (expanded|torch.int64)|parameter 1 has a sparse"):
             adaptive.kl_clip_(params, [first, second], 1e-3, 1.0)
         assert first[0] == 1e6
 
