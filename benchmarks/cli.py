@@ -3,10 +3,12 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from benchmarks import documents, environment, health, optimizer_step, table
 from benchmarks import versus as versions
@@ -14,7 +16,6 @@ from benchmarks.compare import compare
 from benchmarks.contenders import Contender, line_up
 from benchmarks.gpu import command as gpu_run
 from benchmarks.measure import Settings, run_suite
-from benchmarks.progress import progress_bar
 from benchmarks.release import bars, sources
 from benchmarks.results import Report, Row
 from benchmarks.suites import DTYPES, SUITES, Suite, select
@@ -27,6 +28,7 @@ MADE_BY = {"claims": "run --suite claims", "step": "step", "monitor": "monitor",
 MADE_BY |= {name: f"train --{name}" for name in ("adaptive", "optimizers")}
 
 Options = argparse.Namespace
+progress_bar = partial(tqdm, dynamic_ncols=True)  # on stderr
 # Of what several commands share. argparse has to know of none: the default of a command's own parser would overwrite
 # what stands before the command.
 DEFAULTS: dict[str, Any] = {"device": "cpu", "seed": 0, "repeats": 2000, "memory": 1.0}

@@ -4,7 +4,6 @@ Only what needs a real one is replaced: the checks in processes of their own. Wh
 they refuse here.
 """
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,14 +22,6 @@ from benchmarks.suites import Suite, select
 from .fake_gpu import fake_gpu
 
 WORKLOADS = {"host-10x8", "100x20000"}
-BARE = """
-import sys
-sys.modules.update(dict.fromkeys(("tqdm", "matplotlib", "tensorboard")))  # as if they were not installed
-from benchmarks import cli
-from tests.fake_gpu import fake_gpu
-with fake_gpu():
-    cli.main(["gpu", "--out", sys.argv[1], "--only", "build"])
-"""
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
@@ -82,16 +73,6 @@ def shortened(name: str, quick: bool) -> Suite:
 def test_a_device_by_its_number(tmp_path: Path) -> None:
     with fake_gpu():
         assert cli.main(["gpu", "--device", "cuda:0", "--out", str(tmp_path), "--only", "smoke"]) == 0
-
-
-def test_a_machine_with_neither_bars_nor_pictures(tmp_path: Path) -> None:
-    """What makes them is not asked for where fusedclip is installed for a GPU run."""
-    script = [sys.executable, "-c", BARE, str(tmp_path)]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[0] == "build"
-    assert "no pictures: import of matplotlib halted" in done.stdout
-    assert Report.load(tmp_path / command.FILE).gpu["checks"]
 
 
 def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
