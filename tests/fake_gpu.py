@@ -61,6 +61,7 @@ FUNCTIONS = {
     "synchronize": lambda device=None: None,
     "empty_cache": lambda: None,
     "_sleep": lambda cycles: None,
+    "is_current_stream_capturing": lambda: False,  # asked by optimizers where torch is built with CUDA
     "Event": Event,
     "get_device_properties": lambda device=None: PROPERTIES,
     "get_device_name": lambda device=None: PROPERTIES.name,

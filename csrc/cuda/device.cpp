@@ -110,12 +110,12 @@ std::string missing() {
   int count = 0, driver = 0, runtime = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   cudaDriverGetVersion(&driver), cudaRuntimeGetVersion(&runtime);
-  cudaGetLastError();
   const std::string known = "the driver knows CUDA " + version_name(driver);
   if (status == cudaSuccess) {
     if (count == 0) return "cudaGetDeviceCount: there are 0 devices";
     return driver < kOldestDriver ? known + ", and " + version_name(kOldestDriver) + " (R530) is needed" : "";
   }
+  cudaGetLastError();
   std::string reason = std::string("cudaGetDeviceCount: ") + cudaGetErrorString(status);
   if (status == cudaErrorInsufficientDriver)  // which leaves out the versions
     reason += driver == 0 ? " (no NVIDIA driver is installed)"
