@@ -88,13 +88,20 @@ def unscale_and_clip_grad_norm_(
     if not allow_fp16 and any(torch.float16 in write.batch.dtypes for write in grads.writes):
         raise ValueError("Attempting to unscale FP16 gradients. allow_fp16=True does it all the same")
     exact: Tensor | None = None
+
+    def note() -> None:
+        _note_unscaled(state, grads, p, exact, inverse.device, rule)
+
     try:
         exact = passes.clip_(
             grads, p, rule, error_if_nonfinite=error_if_nonfinite, multiplier=inverse, dtype=torch.float64
         ).norm
-    finally:
-        if exact is not None or grads.is_written:  # an interrupt after the write must not have them unscaled twice
-            insist(lambda: _note_unscaled(state, grads, p, exact, inverse.device, rule))
+        note()
+    except BaseException as error:
+        cut_off = grads.is_written if exact is None else isinstance(error, KeyboardInterrupt)
+        if cut_off:  # what has been written must not be unscaled twice
+            insist(note)
+        raise
     if isinstance(rule, AdaptiveRule):
         rule.settle(combine_flags([*state["found_inf_per_device"].values()]))
     return reading.as_result(exact, grads)

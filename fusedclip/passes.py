@@ -109,10 +109,15 @@ def clip_(
         return Clipped(rounded(exact, dtype or grads.dtype, finite=error_if_nonfinite), coef)
     there = None if multiplier is None else multiplier.to(grads.device)
     lifted = None if grads.is_local else total(lift_each(grads, p), p, grads)
-    with _Writing(grads, 0, engine) as writing:
+    writing = _Writing(grads, 0, engine)
+    try:
         clipped, writing.written = engine.clip_(
             writing.write.batch, p, rule, dtype or grads.dtype, multiplier=there, lifted=lifted
         )
+        writing.settle()
+    except BaseException as error:
+        writing.settle_after(error)
+        raise
     return clipped
 
 
@@ -223,7 +228,7 @@ def _write_all(grads: Gradients, call: Callable[[Backend, Write, int], Written])
 
 
 class _Writing:
-    """While an engine writes one batch. At its end, an interrupt's too, autograd knows and stand-ins are home."""
+    """An engine writes one batch, and what follows at all events: autograd knows, and stand-ins are home."""
 
     __slots__ = ("before", "engine", "first", "grads", "write", "written")
     written: Written
@@ -234,31 +239,36 @@ class _Writing:
         self.before, self.written = self.write.batch.writes, False
 
     def run(self, call: Callable[[Backend, Write, int], Written]) -> None:
-        with self:
+        try:  # around both, as an interrupt may come between them
             self.written = call(self.engine, self.write, self.first)
+            self.settle()
+        except BaseException as error:
+            self.settle_after(error)
+            raise
 
     def has_written(self) -> bool:
         return bool(self.written)
 
-    def __enter__(self) -> "_Writing":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is not None:  # which may have come between the engine and its answer
-            self.written = self._wrote_before(kind)
-        if self.written:
-            self.grads.is_written = True
-            insist(self._settle)
-
-    def _wrote_before(self, kind: type[BaseException]) -> bool:
-        if self.engine.counts_writes:
-            return self.write.batch.writes > self.before
-        return not issubclass(kind, RuntimeError | TypeError | ValueError | MemoryError)  # those are the engine's own
-
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """May be done twice."""
+        if not self.written:
+            return
+        self.grads.is_written = True
         tensors = self.write.batch.tensors
         twins = [twin for twin, place in self.write.twins if isinstance(self.written, bool) or self.written[place]]
         if not isinstance(self.written, bool):
             tensors = list(compress(tensors, self.written))
         increment_version(tensors + twins + self.grads.dtensors(self.write, self.first, self.written))
         self.grads.bring_home(self.write, self.first, self.written)
+
+    def settle_after(self, error: BaseException) -> None:
+        """What was cut off by an interrupt or an error of the engine's; an error while settling is no such."""
+        if self.written and not isinstance(error, KeyboardInterrupt):
+            return
+        self.written = self.written or self._wrote_before(type(error))
+        insist(self.settle)
+
+    def _wrote_before(self, kind: type[BaseException]) -> bool:
+        if self.engine.counts_writes:
+            return self.write.batch.writes > self.before
+        return not issubclass(kind, RuntimeError | TypeError | ValueError | MemoryError)  # those are the engine's own

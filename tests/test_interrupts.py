@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from fusedclip.gradients import Batch, Gradients
 from fusedclip.gradients.layouts import Flat
 from fusedclip.interrupts import all_or_none
 
-from .conftest import Engine, copies, parameters
+from .conftest import Engine, copies, engines, parameters
 
 
 @pytest.fixture
@@ -268,3 +269,41 @@ def test_between_two_parts_an_interrupt_leaves_out_none(line: int) -> None:
     finally:
         sys.settrace(before)
     assert done in ([0, 1, 2], [] if line < 6 else [0, 1, 2])
+
+
+def interrupted_at(stage: int, call: Any, held: Any) -> bool:
+    """Whether as many of our functions begin in that call; the last of them begins with an interrupt."""
+    begun = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> None:
+        nonlocal begun
+        begun += "fusedclip" in frame.f_code.co_filename
+        if begun == stage:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    sys.settrace(trace)
+    try:
+        call(held)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("call", CALLS)
+@engines("cpu")
+def test_an_interrupt_as_a_function_begins(engine: Engine, call: Any) -> None:
+    """Where the interpreter raises one, too."""
+    for stage in count(1):
+        grads = mixed(engine)
+        before, versions = copies(grads), [g._version for g in grads]
+        interrupted = interrupted_at(stage, call, parameters(grads))
+        changed = [not torch.equal(a.to_dense(), b.to_dense()) for a, b in zip(grads, before, strict=True)]
+        assert all(changed) or not any(changed)
+        assert [g._version > v for g, v in zip(grads, versions, strict=True)] == changed
+        if not interrupted:
+            break
+    assert stage > 10
+    assert all(changed)
