@@ -8,18 +8,7 @@
 namespace fusedclip {
 namespace {
 
-double as_double(PyObject* number) {
-  const double value = PyFloat_AsDouble(number);
-  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
-
-int as_int(PyObject* number) {
-  const long value = PyLong_AsLong(number);
-  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return static_cast<int>(value);
-}
-
+// Whatever Python takes for true, which pybind11 does not.
 bool as_bool(PyObject* truth) {
   const int value = PyObject_IsTrue(truth);
   if (value == -1) throw py::error_already_set();
@@ -38,7 +27,7 @@ py::object clip_list(const py::list& items, PyObject* const* args) {
   const auto attribute = py::reinterpret_borrow<py::object>(args[0]), p = py::reinterpret_borrow<py::object>(args[1]);
   const ClipRule rule = as_rule(args[2]);
   const bool only_finite = as_bool(args[3]);
-  const int threads = as_int(args[4]);
+  const int threads = py::cast<int>(args[4]);
   const auto written = py::cast<py::list>(args[5]);
   Gathered gathered = gather(items, attribute, p);
   if (!gathered.is_ordinary()) return py::cast(std::move(gathered));
@@ -55,8 +44,8 @@ py::object clip_list(const py::list& items, PyObject* const* args) {
 py::object scale_list(const py::list& items, PyObject* const* args) {
   const auto attribute = py::reinterpret_borrow<py::object>(args[0]);
   const ClipRule rule = as_rule(args[1]);
-  const double norm = as_double(args[2]), coef = coefficient(norm, rule);
-  const int threads = as_int(args[3]);
+  const double norm = py::cast<double>(args[2]), coef = coefficient(norm, rule);
+  const int threads = py::cast<int>(args[3]);
   const auto written = py::cast<py::list>(args[4]);
   Gathered gathered = gather(items, attribute, py::float_(2.0));
   if (!gathered.is_ordinary()) return py::cast(std::move(gathered));
@@ -94,8 +83,8 @@ void define(py::module_& m, const char* name) {
 
 ClipRule as_rule(PyObject* tuple) {
   if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 3) throw py::type_error("a rule is a tuple of three");
-  const double max_norm = as_double(PyTuple_GET_ITEM(tuple, 0)), eps = as_double(PyTuple_GET_ITEM(tuple, 2));
-  return {max_norm, eps, as_bool(PyTuple_GET_ITEM(tuple, 1))};
+  const auto number = [&](int place) { return py::cast<double>(PyTuple_GET_ITEM(tuple, place)); };
+  return {number(0), number(2), as_bool(PyTuple_GET_ITEM(tuple, 1))};
 }
 
 void bind_lists(py::module_& m) {

@@ -7,15 +7,7 @@ import torch
 from torch import Tensor
 
 from . import norms, passes, reading
-from .arguments import (
-    Limit,
-    Tensors,
-    as_list,
-    check_max_norm,
-    check_norm_type,
-    on_nonfinite_is,
-    parameter_list,
-)
+from .arguments import Limit, Tensors, as_list, check_max_norm, check_norm_type, on_nonfinite_is, parameter_list
 from .gradients import Gradients, gather, gather_given
 from .norms import ClipRule
 from .peers import Elsewhere, Group, check_group
