@@ -307,3 +307,37 @@ def test_an_interrupt_as_a_function_begins(engine: Engine, call: Any) -> None:
             break
     assert stage > 10
     assert all(changed)
+
+
+def test_the_scaler_and_an_interrupt_as_a_function_begins() -> None:
+    for stage in count(1):
+        weight = torch.nn.Parameter(torch.zeros(3))
+        weight.grad = torch.tensor([4.0, 8.0, 1.0])
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        scaler.scale(torch.zeros(()))
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        interrupted = interrupted_at(
+            stage, partial(fusedclip.amp.unscale_and_clip_grad_norm_, scaler, optimizer), math.inf
+        )
+        scaler.step(optimizer)  # which unscales what has not been
+        assert weight.tolist() == [-1.0, -2.0, -0.25]
+        if not interrupted:
+            break
+    assert stage > 10
+
+
+def test_an_optimizer_and_an_interrupt_as_a_function_begins() -> None:
+    for stage in count(1):
+        params = [torch.nn.Parameter(torch.ones(4, 5)) for _ in range(3)]
+        for param in params:
+            param.grad = torch.ones(4, 5)
+        params[2].grad = torch.ones(5, 4).t()  # the reference moves this one
+        versions = [param._version for param in params]
+        interrupted = interrupted_at(stage, lambda made: made.step(), fusedclip.optim.AdamW(params, max_norm=1.0))
+        moved = [bool((param != 1).all()) for param in params]
+        assert all(moved) or not any((param != 1).any() for param in params)
+        assert [param._version > version for param, version in zip(params, versions, strict=True)] == moved
+        if not interrupted:
+            break
+    assert stage > 10
+    assert all(moved)

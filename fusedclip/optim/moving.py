@@ -1,6 +1,7 @@
 """A step of an optimizer of our own, from param groups to the engines' update passes."""
 
 from collections.abc import Sequence
+from functools import partial
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from ..backends import Streams, Updater, updating
 from ..backends.reference_update import ReferenceUpdater
 from ..dtypes import FLOATING, name_of
 from ..gradients.layouts import EXACT_TYPES, overlaps
-from ..interrupts import Part, all_or_none, insist
+from ..interrupts import Part, all_or_none
 from ..torch_internals import dispatches, increment_version, is_dtensor
 from ..transfers import follow
 from ..updates import UpdateRule
@@ -191,10 +192,10 @@ def _check(streams: Streams, place: int) -> None:
 
 def move(calls: list[Call], measured: Measured) -> None:
     """Make the step, whole even if an interrupt arrives on the way."""
-    all_or_none([_part(call, measured) for call in calls])
+    all_or_none([part for call in calls for part in _parts(call, measured)])
 
 
-def _part(call: Call, measured: Measured) -> Part:
+def _parts(call: Call, measured: Measured) -> list[Part]:
     device = call.streams.device
     skip = None if measured.skip is None else follow(measured.skip, device)
     coefs = follow(measured.coefs, device)
@@ -208,16 +209,8 @@ def _part(call: Call, measured: Measured) -> Part:
             return call.streams.is_written
         return call.streams.table is None or _updates(call) > before
 
-    def part() -> None:
-        try:
-            call.updater.update_(call.streams, rules, coefs, skip)
-        except KeyboardInterrupt:
-            if has_written():
-                _tell(call)
-            raise
-        _tell(call)
-
-    return part, has_written
+    update = partial(call.updater.update_, call.streams, rules, coefs, skip)
+    return [(update, has_written), (partial(_tell, call), lambda: False)]
 
 
 def _tell(call: Call) -> None:
@@ -226,7 +219,7 @@ def _tell(call: Call) -> None:
     if call.streams.parameters is not written:
         local = [p for p, owner in zip(call.streams.parameters, written, strict=True) if p is not owner]
         written = written + local
-    insist(lambda: increment_version(written))
+    increment_version(written)
 
 
 def _updates(call: Call) -> int:
